@@ -3,6 +3,7 @@ package attestor
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -33,7 +34,7 @@ var (
 // that the caller did not send or may not know. Cause is for the log.
 type Error struct {
 	Kind    error  // one of the sentinels
-	Message string // public, one line, e.g. "SVID expired 12s ago; reconnect; …"
+	Message string // public, one line, e.g. "SVID expired 12 s ago; reconnect; …"
 	Cause   error  // private; may be nil
 }
 
@@ -78,10 +79,13 @@ func CheckValidity(notBefore, notAfter, now time.Time) error {
 	return nil
 }
 
-// about rounds a duration for people: whole seconds, and at least one unit that says something.
-func about(d time.Duration) time.Duration {
-	if d < time.Second {
-		return d.Round(time.Millisecond)
+// about writes a duration for people: "340 ms", "12 s", "1h2m3s".
+func about(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
+	case d < time.Minute:
+		return strconv.Itoa(int(d.Round(time.Second)/time.Second)) + " s"
 	}
-	return d.Round(time.Second)
+	return d.Round(time.Second).String()
 }
