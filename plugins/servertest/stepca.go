@@ -137,7 +137,7 @@ func newStepCA(ctx context.Context, dir string, options StepCAOptions) (*StepCA,
 	if err != nil {
 		return nil, err
 	}
-	if err := authority.write(dir); err != nil {
+	if err = authority.write(dir); err != nil {
 		return nil, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -168,7 +168,8 @@ func TestStepCARefusesIncompleteTokens(t *testing.T) {
 			delete(incomplete, missing)
 			stint = incomplete
 		}
-		if status, body := post(t, ca, "/1.0/sign", signRequest(t, ca, stint)); status < 400 {
+		status, body := post(t, ca, "/1.0/sign", signRequest(t, ca, stint))
+		if status != http.StatusBadRequest || !bytes.Contains(body, []byte("no complete stint claim")) {
 			t.Errorf("without %s: %d: %s", missing, status, body)
 		}
 	}
