@@ -1,0 +1,90 @@
+package vault
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/stint-dev/stint/plugins"
+)
+
+// handleVersion is the only one there has been.
+const handleVersion = 1
+
+// handle is what a plugins.Handle holds, as JSON. None of it is secret.
+type handle struct {
+	Version  int    `json:"v"`
+	Cluster  string `json:"cluster"`            // ID of the Vault cluster that issued
+	Accessor string `json:"accessor,omitempty"` // of the credential's own token; empty for what List found
+	Lease    string `json:"lease,omitempty"`    // empty until it is known
+	Static   bool   `json:"static,omitempty"`   // a stored value without a lease
+	Until    int64  `json:"until,omitempty"`    // Unix time of the credential's end as asked for
+	// Certificate: a service that checks no revocation accepts it until it expires.
+	Certificate bool `json:"certificate,omitempty"`
+}
+
+func (h handle) encode() (plugins.Handle, error) {
+	h.Version = handleVersion
+	text, err := json.Marshal(h)
+	if err != nil {
+		return "", fmt.Errorf("encode handle: %w", err)
+	}
+	return plugins.Handle(text), nil
+}
+
+func decodeHandle(text plugins.Handle) (handle, error) {
+	var h handle
+	if err := json.Unmarshal([]byte(text), &h); err != nil {
+		return handle{}, fmt.Errorf("%w: not of a vault backend", plugins.ErrUnknownHandle)
+	}
+	if h.Version != handleVersion || h.Cluster == "" || (h.Accessor == "" && h.Lease == "") {
+		return handle{}, fmt.Errorf("%w: version %d, or parts are missing", plugins.ErrUnknownHandle, h.Version)
+	}
+	return h, nil
+}
+
+func (h handle) until() time.Time {
+	if h.Until == 0 {
+		return time.Time{}
+	}
+	return time.Unix(h.Until, 0)
+}
+
+// maxAttempts is how many leases attempts remembers.
+const maxAttempts = 8192
+
+// attempts remembers the leases that this process has looked up as alive and begun to revoke, the latest few thousand,
+// so that a second attempt that finds its lease gone does not blame somebody else.
+type attempts struct {
+	// mu guards what follows.
+	mu    sync.Mutex
+	known map[string]struct{}
+	order []string // a ring of the keys, oldest at next once it is full
+	next  int
+}
+
+func newAttempts() *attempts { return &attempts{known: make(map[string]struct{})} }
+
+func (a *attempts) add(lease string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, ok := a.known[lease]; ok {
+		return
+	}
+	a.known[lease] = struct{}{}
+	if len(a.order) < maxAttempts {
+		a.order = append(a.order, lease)
+		return
+	}
+	delete(a.known, a.order[a.next])
+	a.order[a.next] = lease
+	a.next = (a.next + 1) % maxAttempts
+}
+
+func (a *attempts) has(lease string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.known[lease]
+	return ok
+}

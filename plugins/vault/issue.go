@@ -1,0 +1,163 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/vault/internal/recipe"
+	"github.com/stint-dev/stint/plugins/vault/internal/rest"
+)
+
+// Issue makes one call with the prepared token. A lease that outlives req.NotAfter is cut at once; where it cannot be
+// cut, or the answer is not what the role says, what was made is ended and the error wraps plugins.ErrMisconfigured.
+//
+// The error wraps plugins.ErrNotIssued only for 403, 404, 429, a sealed Vault, and a call that never left. Everything
+// else is uncertain: an engine may have acted before Vault failed.
+func (b *Backend) Issue(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+	cred, err := b.issue(ctx, req)
+	if err != nil {
+		return plugins.Credential{}, fmt.Errorf("%s: issue by role %s: %w", b.cfg.Instance, req.Role.Name, err)
+	}
+	return cred, nil
+}
+
+func (b *Backend) issue(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+	defer req.Prepared.State.Wipe()
+	h, err := decodeHandle(req.Prepared.Handle)
+	if err != nil {
+		return plugins.Credential{}, errors.Join(err, plugins.ErrNotIssued)
+	}
+	r, err := recipe.Parse(req.Role)
+	if err != nil {
+		return plugins.Credential{}, errors.Join(err, plugins.ErrNotIssued)
+	}
+	asked := time.Now()
+	ttl := wholeSeconds(req.NotAfter.Sub(asked))
+	if ttl < 1 {
+		return plugins.Credential{}, fmt.Errorf("%w: %w: its end has come", plugins.ErrUnavailable, plugins.ErrNotIssued)
+	}
+	method, path, body, err := r.Call(recipe.Values{Params: req.Params, TTL: ttl})
+	if err != nil {
+		return plugins.Credential{}, err
+	}
+	reply, err := b.rest.Do(ctx, rest.Call{Method: method, Path: path, Token: req.Prepared.State, Body: body})
+	if err != nil {
+		return plugins.Credential{}, b.issueError(ctx, h, r.Policy, err)
+	}
+	defer reply.Wipe()
+	return b.accept(ctx, answer{reply: reply, recipe: r, handle: h, path: path, asked: asked, until: req.NotAfter})
+}
+
+// issueError says what a failed issue call may have left. A token that was refused is of no use any more.
+func (b *Backend) issueError(ctx context.Context, h handle, policy string, err error) error {
+	if !rest.NothingHappened(err) {
+		// A status that elsewhere means a misconfiguration proves nothing here.
+		return fmt.Errorf("%w: whether it was issued is not known: %s", plugins.ErrUnavailable, err.Error())
+	}
+	if rest.Denied(err) {
+		err = fmt.Errorf("%w; does policy %s allow it?", err, policy)
+	}
+	if dropped := b.revokeAccessor(ctx, h.Accessor); dropped != nil {
+		err = fmt.Errorf("%w (and its token lives until its TTL: %s)", err, dropped.Error())
+	}
+	return fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
+}
+
+// answer is what Vault said to an issue call, with what was asked.
+type answer struct {
+	reply  *rest.Reply
+	recipe recipe.Recipe
+	handle handle
+	path   string
+	asked  time.Time // just before the call that set the lease's end
+	until  time.Time // the end that was asked for
+}
+
+// accept turns an answer into a credential, or ends what was made.
+func (b *Backend) accept(ctx context.Context, a answer) (plugins.Credential, error) {
+	a.handle.Lease = a.reply.LeaseID
+	cred, err := b.credential(ctx, &a)
+	if err == nil {
+		return cred, nil
+	}
+	for _, v := range cred.Fields {
+		v.Wipe()
+	}
+	// The role's error stands first. What could not be ended here is ended by the intent's handle.
+	if _, ended := b.end(ctx, a.handle, plugins.Held{NotAfter: a.until}); ended != nil {
+		err = fmt.Errorf("%w (and it could not be ended at once: %s)", err, ended.Error())
+	}
+	return plugins.Credential{}, err
+}
+
+func (b *Backend) credential(ctx context.Context, a *answer) (plugins.Credential, error) {
+	if err := a.checkShape(); err != nil {
+		a.handle.Lease = ""
+		return plugins.Credential{}, err
+	}
+	var cred plugins.Credential
+	var err error
+	if a.recipe.Kind == recipe.Lease {
+		if cred.NotAfter, err = b.bind(ctx, a); err != nil {
+			return cred, err
+		}
+	}
+	a.handle.Certificate = a.recipe.Certificate()
+	if cred.Fields, cred.PublicRef, err = a.fields(); err != nil {
+		return cred, err
+	}
+	cred.Handle, err = a.handle.encode()
+	return cred, err
+}
+
+// checkShape holds the answer against the role's kind. A lease whose ID does not begin with the path that was asked is
+// none that Stint's policy lets it revoke.
+func (a *answer) checkShape() error {
+	lease := a.reply.LeaseID
+	switch {
+	case a.recipe.Kind == recipe.Static && lease != "":
+		return fmt.Errorf("%w: %s gives a lease; leave out vault.kind: static", plugins.ErrMisconfigured, a.path)
+	case a.recipe.Kind == recipe.Static:
+		return nil
+	case lease == "":
+		return fmt.Errorf("%w: %s gives no lease, so it cannot be revoked (pki: generate_lease=true; a stored value: "+
+			"vault.kind: static)", plugins.ErrMisconfigured, a.path)
+	case !strings.HasPrefix(lease, a.path+"/"):
+		return fmt.Errorf("%w: the lease of %s has an ID that does not begin with it", plugins.ErrMisconfigured, a.path)
+	}
+	return nil
+}
+
+// bind makes the lease end at the wanted instant at the latest, and returns its end: counted from just before the call
+// that set it, so that it is early by at most that call's time.
+func (b *Backend) bind(ctx context.Context, a *answer) (time.Time, error) {
+	given := a.reply.LeaseDuration
+	if given > 0 && given <= wholeSeconds(a.until.Sub(a.asked)) {
+		return a.asked.Add(time.Duration(given) * time.Second), nil
+	}
+	if !a.reply.Renewable {
+		return time.Time{}, fmt.Errorf("%w: %s gives a lease of %d s where at most %d s were wanted, and it cannot be cut: "+
+			"lower default_lease_ttl of the mount, or let vault.data set the engine's ttl to {{ .ttl }}",
+			plugins.ErrMisconfigured, a.path, given, wholeSeconds(a.until.Sub(a.asked)))
+	}
+	asked := time.Now()
+	want := wholeSeconds(a.until.Sub(asked))
+	if want < 1 {
+		return time.Time{}, fmt.Errorf("%w: its end came before the lease could be cut", plugins.ErrUnavailable)
+	}
+	reply, err := b.own(ctx, put("sys/leases/renew", map[string]any{"lease_id": a.handle.Lease, "increment": want}))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("cut the lease of %s to %d s: %w", a.path, want, err)
+	}
+	if reply.LeaseDuration < 1 || reply.LeaseDuration > want {
+		return time.Time{}, fmt.Errorf("%w: the lease of %s was cut to %d s and lives %d s",
+			plugins.ErrMisconfigured, a.path, want, reply.LeaseDuration)
+	}
+	return asked.Add(time.Duration(reply.LeaseDuration) * time.Second), nil
+}
+
+func wholeSeconds(d time.Duration) int64 { return int64(d / time.Second) }
