@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/big"
 	"net/url"
 	"os"
@@ -110,9 +111,7 @@ func (a authority) rotated(td spiffeid.TrustDomain) (authority, error) {
 	}
 	next.oldRoots = append(slices.Clone(a.oldRoots), a.caCert)
 	next.oldJWT = map[string]crypto.PublicKey{a.jwtID: a.jwtKey.Public()}
-	for id, key := range a.oldJWT {
-		next.oldJWT[id] = key
-	}
+	maps.Copy(next.oldJWT, a.oldJWT)
 	return next, nil
 }
 
@@ -130,9 +129,7 @@ func (a authority) roots() []*x509.Certificate {
 func (a authority) bundle(td spiffeid.TrustDomain) *spiffebundle.Bundle {
 	b := spiffebundle.FromX509Authorities(td, a.roots())
 	keys := map[string]crypto.PublicKey{a.jwtID: a.jwtKey.Public()}
-	for id, key := range a.oldJWT {
-		keys[id] = key
-	}
+	maps.Copy(keys, a.oldJWT)
 	b.SetJWTAuthorities(keys)
 	return b
 }

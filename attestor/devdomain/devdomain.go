@@ -86,7 +86,7 @@ func New(config Config) (*Domain, error) {
 	if config.Logger == nil {
 		config.Logger = zap.NewNop()
 	}
-	authority, err := loadAuthority(config.StateDir, config.TrustDomain)
+	keys, err := loadAuthority(config.StateDir, config.TrustDomain)
 	if err != nil {
 		return nil, fmt.Errorf("dev domain %s: %w", config.TrustDomain.Name(), err)
 	}
@@ -95,7 +95,7 @@ func New(config Config) (*Domain, error) {
 		return nil, fmt.Errorf("dev domain %s: %w", config.TrustDomain.Name(), err)
 	}
 	d := &Domain{
-		config: config, dir: dir, madeDir: config.Dir == "", authority: authority,
+		config: config, dir: dir, madeDir: config.Dir == "", authority: keys,
 		workloads: make(map[string]Workload), changed: make(chan struct{}),
 	}
 	d.server = grpc.NewServer(
@@ -109,11 +109,10 @@ func New(config Config) (*Domain, error) {
 // socketDir makes the directory of the sockets and sees to its mode.
 func socketDir(dir string) (string, error) {
 	if dir == "" {
-		base := os.Getenv("XDG_RUNTIME_DIR")
-		if info, err := os.Stat(base); err != nil || !info.IsDir() {
-			base = "" // os.MkdirTemp takes the temporary directory
+		if made, err := os.MkdirTemp(os.Getenv("XDG_RUNTIME_DIR"), "stint-"); err == nil {
+			return made, nil
 		}
-		return os.MkdirTemp(base, "stint-") // made with mode 0700
+		return os.MkdirTemp("", "stint-") // the runtime directory may be unset, gone or another user's
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -122,7 +121,7 @@ func socketDir(dir string) (string, error) {
 	if err := os.MkdirAll(dir, dirMode); err != nil {
 		return "", err
 	}
-	return dir, os.Chmod(dir, dirMode) //nolint:gosec // a directory needs its x bit
+	return dir, os.Chmod(dir, dirMode)
 }
 
 // TrustDomain returns the domain's name.

@@ -44,18 +44,18 @@ func TestStockX509SourceRotates(t *testing.T) {
 		t.Fatal(err)
 	}
 	for first.Certificates[0].NotAfter.After(time.Now()) {
-		svid, err := source.GetX509SVID()
-		if err != nil {
-			t.Fatal(err)
+		svid, getErr := source.GetX509SVID()
+		if getErr != nil {
+			t.Fatal(getErr)
 		}
 		leaf := svid.Certificates[0]
-		if _, _, err := x509svid.Verify(svid.Certificates, source); err != nil {
+		if _, _, err = x509svid.Verify(svid.Certificates, source); err != nil {
 			t.Fatalf("SVID does not verify: %v", err)
 		}
 		if svid.ID != id || leaf.VerifyHostname("localhost") != nil || leaf.VerifyHostname("127.0.0.1") != nil {
 			t.Fatalf("got %s with names %v %v", svid.ID, leaf.DNSNames, leaf.IPAddresses)
 		}
-		if err := source.WaitUntilUpdated(ctx); err != nil {
+		if err = source.WaitUntilUpdated(ctx); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -83,7 +83,7 @@ func TestStockJWTSource(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := jwtsvid.ParseAndValidate(svid.Marshal(), source, []string{"stint"}); err != nil {
+	if _, err = jwtsvid.ParseAndValidate(svid.Marshal(), source, []string{"stint"}); err != nil {
 		t.Errorf("the token does not verify against the bundles served: %v", err)
 	}
 	client, err := workloadapi.New(t.Context(), workloadapi.WithAddr(d.Addr("a")))
@@ -114,7 +114,7 @@ func TestSecurityHeaderIsRequired(t *testing.T) {
 	}
 	defer func() { _ = conn.Close() }()
 	client := workload.NewSpiffeWorkloadAPIClient(conn)
-	if _, err := client.FetchJWTSVID(t.Context(), &workload.JWTSVIDRequest{Audience: []string{"a"}}); status.Code(err) != codes.InvalidArgument {
+	if _, err = client.FetchJWTSVID(t.Context(), &workload.JWTSVIDRequest{Audience: []string{"a"}}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("unary without the header: %v", err)
 	}
 	stream, err := client.FetchX509SVID(t.Context(), &workload.X509SVIDRequest{})
@@ -139,11 +139,11 @@ func TestRotateCAReachesClients(t *testing.T) {
 	}
 	defer func() { _ = source.Close() }()
 	old := d.Bundle()
-	if err := d.RotateCA(); err != nil {
+	if err = d.RotateCA(); err != nil {
 		t.Fatal(err)
 	}
 	waitForRoots(ctx, t, source, d.TrustDomain(), 2)
-	if err := d.RemoveOldRoots(); err != nil {
+	if err = d.RemoveOldRoots(); err != nil {
 		t.Fatal(err)
 	}
 	waitForRoots(ctx, t, source, d.TrustDomain(), 1)

@@ -77,7 +77,7 @@ func (a *Attestor) read(token string, now time.Time) (attestor.Identity, error) 
 	if err != nil || id.Path() == "" {
 		return attestor.Identity{}, attestor.Refuse(attestor.ErrInvalid, "the JWT-SVID's subject is no SPIFFE ID of a workload", err)
 	}
-	if err := a.domains.Check(id.TrustDomain()); err != nil {
+	if err = a.domains.Check(id.TrustDomain()); err != nil {
 		return attestor.Identity{}, err
 	}
 	if !slices.Contains(claims.Audience, a.audience) {

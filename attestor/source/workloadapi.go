@@ -160,8 +160,8 @@ func (a *api) pick(svids []*x509svid.SVID) (*x509svid.SVID, error) {
 
 // explain turns an error of the Workload API into one that says what to type.
 func (a *api) explain(err error) error {
-	switch status.Code(err) {
-	case codes.PermissionDenied:
+	code := status.Code(err)
+	if code == codes.PermissionDenied {
 		exe, exeErr := os.Executable()
 		if exeErr != nil {
 			exe = os.Args[0]
@@ -169,11 +169,11 @@ func (a *api) explain(err error) error {
 		uid := os.Getuid()
 		return fmt.Errorf("%w: the Workload API at %s has no identity for this process (uid %d, exe %s): register selector unix:uid:%d: %w",
 			ErrNoIdentity, a.config.Addr, uid, exe, uid, err)
-	case codes.Unavailable, codes.DeadlineExceeded:
-		return fmt.Errorf("%w at %s: %w", ErrUnreachable, a.config.Addr, err)
-	default:
-		return fmt.Errorf("workload api at %s: %w", a.config.Addr, err)
 	}
+	if code == codes.Unavailable || code == codes.DeadlineExceeded {
+		return fmt.Errorf("%w at %s: %w", ErrUnreachable, a.config.Addr, err)
+	}
+	return fmt.Errorf("workload api at %s: %w", a.config.Addr, err)
 }
 
 func (a *api) fetchJWT(ctx context.Context, params jwtsvid.Params) (*jwtsvid.SVID, error) {

@@ -187,8 +187,24 @@ func attesting(a attestor.Attestor) []grpc.ServerOption {
 	}
 }
 
-// newServer starts a server; guarded says whether its connections are cut, or only its calls attested.
-func newServer(t *testing.T, guarded bool) *server {
+// newServer starts a server whose calls are attested and whose connections are cut.
+func newServer(t *testing.T) *server {
+	t.Helper()
+	return startServer(t, func(s *server, _ *x509svid.Attestor) credentials.TransportCredentials {
+		attestortest.Serve(t, s.creds.Run)
+		return s.creds
+	})
+}
+
+// newOpenServer starts a server whose calls are attested and whose connections nobody cuts.
+func newOpenServer(t *testing.T) *server {
+	t.Helper()
+	return startServer(t, func(_ *server, a *x509svid.Attestor) credentials.TransportCredentials {
+		return credentials.NewTLS(a.ServerConfig())
+	})
+}
+
+func startServer(t *testing.T, choose func(*server, *x509svid.Attestor) credentials.TransportCredentials) *server {
 	t.Helper()
 	d := attestortest.NewDomain(t, "example.org", 0)
 	s := &server{
@@ -197,13 +213,7 @@ func newServer(t *testing.T, guarded bool) *server {
 	}
 	a := x509svid.New(s.source, attestortest.Domains(t, d))
 	s.creds = a.Credentials(func(_ net.Addr, err error) { s.refused <- err })
-	var creds credentials.TransportCredentials = s.creds
-	if guarded {
-		attestortest.Serve(t, s.creds.Run)
-	} else {
-		creds = credentials.NewTLS(a.ServerConfig())
-	}
-	srv := grpc.NewServer(append(attesting(a), grpc.Creds(creds))...)
+	srv := grpc.NewServer(append(attesting(a), grpc.Creds(choose(s, a)))...)
 	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
 	attestortest.Serve(t, func(ctx context.Context) error {
 		go func() { <-ctx.Done(); srv.Stop() }()
@@ -241,7 +251,7 @@ func check(t *testing.T, client grpc_health_v1.HealthClient) error {
 func TestExpiredIsRefusedOnLiveConnection(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(t, false)
+		s := newOpenServer(t)
 		client := s.dial(t, s.domain, devdomain.X509Request{TTL: 20 * time.Second})
 		if err := check(t, client); err != nil {
 			t.Fatal(err)
@@ -261,7 +271,7 @@ func TestExpiredIsRefusedOnLiveConnection(t *testing.T) {
 func TestConnectionIsCutAtNotAfter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(t, true)
+		s := newServer(t)
 		client := s.dial(t, s.domain, devdomain.X509Request{TTL: 20 * time.Second})
 		began := time.Now()
 		stream, err := client.Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
@@ -289,7 +299,7 @@ func TestConnectionIsCutAtNotAfter(t *testing.T) {
 func TestRemovedRootCuts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := newServer(t, true)
+		s := newServer(t)
 		client := s.dial(t, s.domain, devdomain.X509Request{})
 		stream, err := client.Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
 		if err != nil {
@@ -325,7 +335,7 @@ func TestRemovedRootCuts(t *testing.T) {
 
 func TestHandshakeRefuses(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, true)
+	s := newServer(t)
 	foreign := attestortest.NewDomain(t, "foreign.org", 0)
 	tasks := attestortest.NewDomain(t, "tasks.example.org", 0)
 	for _, c := range []struct {
@@ -349,7 +359,7 @@ func TestHandshakeRefuses(t *testing.T) {
 
 func TestClientChecksTheServer(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, true)
+	s := newServer(t)
 	agent, err := source.New(attestortest.Material(t, s.domain, devdomain.X509Request{ID: attestortest.ID(t, s.domain, "/agent/a")}))
 	if err != nil {
 		t.Fatal(err)
@@ -370,7 +380,7 @@ func TestClientChecksTheServer(t *testing.T) {
 // A session ticket would let a client back in without its certificate being looked at.
 func TestNoSessionIsResumed(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, true)
+	s := newServer(t)
 	agent, err := source.New(attestortest.Material(t, s.domain, devdomain.X509Request{ID: attestortest.ID(t, s.domain, "/agent/a")}))
 	if err != nil {
 		t.Fatal(err)
