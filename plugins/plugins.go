@@ -208,6 +208,9 @@ type Held struct {
 	NotAfter time.Time // zero where it was never known
 	// Uncertain is true for an intent: whether anything was issued is not known, and its horizon has passed.
 	Uncertain bool
+	// NotIssued is true where Issue wrapped ErrNotIssued: only what Prepare made is left to end. The proof is then
+	// NotIssued, and no sweep is needed.
+	NotIssued bool
 }
 
 // Proof says how it is known that a credential has ended.

@@ -103,6 +103,8 @@ type Lease struct {
 	Stuck     bool      `json:"stuck,omitempty"`
 	// Uncertain is true where the lease was torn down as an intent.
 	Uncertain bool `json:"uncertain,omitempty"`
+	// NotIssued is true where the issue call promised that nothing was made; what was prepared still has to end.
+	NotIssued bool `json:"not_issued,omitempty"`
 
 	Proof          plugins.Proof `json:"proof,omitempty"`
 	ProofDetail    string        `json:"proof_detail,omitempty"`
@@ -122,6 +124,33 @@ func (l Lease) Activate(c plugins.Credential) (Lease, error) {
 	}
 	l.State, l.Handle, l.PublicRef, l.NotAfter = Active, c.Handle, c.PublicRef, c.NotAfter
 	l.Chain, l.Bundle, l.NextAt, l.SweepAt = c.Chain, c.Bundle, c.NotAfter, time.Time{}
+	return l, nil
+}
+
+// Unreleased records that a credential was issued but will not be handed out, and has to end by the handle that its answer
+// brought. An answer may come even after its intent was swept, when the process was frozen: the lease is then ended again.
+func (l Lease) Unreleased(c plugins.Credential, now time.Time) (Lease, error) {
+	swept := l.State == Revoked && l.Proof == plugins.Swept
+	if l.State != Intent && l.State != Revoking && !swept {
+		return l, l.wrong("drop the credential of")
+	}
+	if l.AskedAt.IsZero() {
+		l.Cause, l.AskedAt = Unreleased, now
+	}
+	l.State, l.Handle, l.PublicRef, l.NotAfter = Revoking, c.Handle, c.PublicRef, c.NotAfter
+	l.Uncertain, l.NextAt, l.ClaimUntil = false, now, time.Time{}
+	l.Proof, l.ProofDetail, l.RevokedAt, l.UsableUntil = "", "", time.Time{}, time.Time{}
+	l.Claim++ // whoever is sweeping the intent is working on the wrong handle
+	return l, nil
+}
+
+// Nothing records that the issue call promised that nothing was made: only what was prepared has to end.
+func (l Lease) Nothing(now time.Time) (Lease, error) {
+	if l.State != Intent {
+		return l, l.wrong("give up")
+	}
+	l = l.AskEnd(now, Unreleased)
+	l.State, l.NotIssued, l.NextAt = Revoking, true, now
 	return l, nil
 }
 
@@ -213,7 +242,7 @@ func (l Lease) wrong(what string) error {
 func (l Lease) Held() plugins.Held {
 	return plugins.Held{
 		Lease: l.ID, Role: l.Role, Handle: l.Handle, IssuedAt: l.CreatedAt, NotAfter: l.NotAfter,
-		Uncertain: l.Uncertain,
+		Uncertain: l.Uncertain, NotIssued: l.NotIssued,
 	}
 }
 

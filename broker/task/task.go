@@ -2,6 +2,7 @@
 package task
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -46,14 +47,16 @@ func (id *ID) UnmarshalText(b []byte) error {
 // shortAlphabet has no letters that look alike.
 const shortAlphabet = "23456789abcdefghjkmnpqrstuvwxyz"
 
-// ShortName returns a name for people, made of the purpose and four characters from the ID's random end. It is
-// unique only as far as the ledger makes it so.
-func ShortName(purpose string, id ID) string {
-	n := uint64(id[15]) | uint64(id[14])<<8 | uint64(id[13])<<16
+// ShortLength is how many characters a short name ends in, unless that name is taken.
+const ShortLength = 4
+
+// ShortName returns a name for people: the purpose and so many characters, at most 12, from the ID's random end.
+func ShortName(purpose string, id ID, length int) string {
+	n := binary.BigEndian.Uint64(id[8:])
 	var b strings.Builder
 	b.WriteString(purpose)
 	b.WriteByte('-')
-	for range 4 {
+	for range length {
 		b.WriteByte(shortAlphabet[n%uint64(len(shortAlphabet))])
 		n /= uint64(len(shortAlphabet))
 	}

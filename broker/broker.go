@@ -1,0 +1,115 @@
+// Package broker is the whole story: an agent declares a task, is issued credentials for it, completes it, and everything
+// it was given ends. It decides nothing (package policy does), stores nothing by itself (package ledger does), and ends
+// nothing by itself (package teardown does); it puts these in the one order that keeps the promise:
+//
+//	no credential outlives its task, whatever fails, and the record says so truthfully.
+package broker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/stint-dev/stint/attestor"
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// IssueTimeout is the hard end of an issue call, preparing included. A task with less than this left is issued nothing.
+const IssueTimeout = 10 * time.Second
+
+// Caller is who is calling, attested for this very call.
+type Caller struct {
+	Identity attestor.Identity
+	// Admin is the administration role the caller holds, or "".
+	Admin attestor.AdminRole
+	// Request is the ID that correlates answer, log and audit record.
+	Request string
+}
+
+// actor is how records name the caller.
+func (c Caller) actor() audit.Actor {
+	a := audit.Actor{ID: c.Identity.String(), Method: string(c.Identity.Method)}
+	if c.Identity.Method == attestor.MethodLocal {
+		uid := c.Identity.Local.UID
+		a.UID = &uid
+	}
+	return a
+}
+
+// agent is the SPIFFE ID by which the caller owns tasks; empty for a local peer, who owns none.
+func (c Caller) agent() string {
+	if c.Identity.Method == attestor.MethodLocal {
+		return ""
+	}
+	return c.Identity.ID.String()
+}
+
+// Meter counts what happens, for metrics. Its methods must not block.
+type Meter interface {
+	// Issued counts a credential that was handed out.
+	Issued(backend, role string)
+	// Denied counts a refusal.
+	Denied(reason fault.Reason)
+}
+
+// Config is what a Broker is made of. Every field is required.
+type Config struct {
+	Ledger   *ledger.Ledger
+	Catalog  *Catalog
+	Backends map[string]plugins.Backend // by instance: "vault/prod"
+	Meter    Meter
+	Logger   *zap.Logger
+}
+
+// Broker declares, issues and completes. Its methods are safe for concurrent use.
+type Broker struct {
+	ledger   *ledger.Ledger
+	catalog  *Catalog
+	backends map[string]plugins.Backend
+	meter    Meter
+	log      *zap.Logger
+	presence *Presence
+	refusals *refusals
+	gate     gate
+}
+
+// New makes a Broker; it starts nothing.
+func New(cfg Config) (*Broker, error) {
+	if cfg.Ledger == nil || cfg.Catalog == nil || cfg.Backends == nil || cfg.Meter == nil || cfg.Logger == nil {
+		return nil, errors.New("broker: every field of the configuration is required")
+	}
+	return &Broker{
+		ledger: cfg.Ledger, catalog: cfg.Catalog, backends: cfg.Backends, meter: cfg.Meter, log: cfg.Logger,
+		presence: newPresence(time.Now()), refusals: newRefusals(),
+	}, nil
+}
+
+// Presence is when agents were last heard of, by task.
+func (b *Broker) Presence() *Presence { return b.presence }
+
+// Catalog is the roles, profiles and policies in force.
+func (b *Broker) Catalog() *Catalog { return b.catalog }
+
+// Run writes aggregated refusals now and then, until ctx is done.
+func (b *Broker) Run(ctx context.Context) error {
+	tick := time.NewTicker(refusalFlush)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			b.flushRefusals(ctx)
+		case <-ctx.Done():
+			b.flushRefusals(context.WithoutCancel(ctx))
+			return nil
+		}
+	}
+}
+
+// Drain stops admitting declarations and issues, and returns when those in flight have ended: each within IssueTimeout
+// and the ledger's commit, or when ctx is done.
+func (b *Broker) Drain(ctx context.Context) error { return b.gate.drain(ctx) }

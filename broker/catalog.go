@@ -1,0 +1,231 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/stint-dev/stint/attestor"
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/policy"
+	"github.com/stint-dev/stint/broker/resource"
+	"github.com/stint-dev/stint/broker/teardown"
+)
+
+// Catalog is the roles, profiles and policies in force: an immutable engine that changes as a whole.
+type Catalog struct {
+	ledger   *ledger.Ledger
+	backends resource.Backends
+	// forbidden says which patterns belong to administrators, who are never agents.
+	forbidden func(attestor.Pattern) []attestor.Pattern
+	engine    atomic.Pointer[policy.Engine]
+	readOnly  atomic.Bool
+
+	// changing is held while a change is compiled and committed, so that changes follow one another.
+	changing sync.Mutex
+}
+
+// NewCatalog reads the resources of the ledger and compiles them. Resources that no longer compile, say because their
+// backend is gone, are an error: what is in force must not shrink silently.
+func NewCatalog(
+	ctx context.Context, l *ledger.Ledger, backends resource.Backends, forbidden func(attestor.Pattern) []attestor.Pattern,
+) (*Catalog, error) {
+	c := &Catalog{ledger: l, backends: backends, forbidden: forbidden}
+	var stored []ledger.Resource
+	err := l.View(ctx, func(r ledger.Reader) error {
+		var err error
+		stored, err = r.Resources()
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read resources: %w", err)
+	}
+	files := make([]resource.File, 0, len(stored))
+	for _, s := range stored {
+		files = append(files, resource.File{Name: s.Source, YAML: s.YAML})
+	}
+	set, problems := resource.Parse(files, backends)
+	engine, err := c.compile(set, problems)
+	if err != nil {
+		return nil, fmt.Errorf("resources in the ledger: %w", err)
+	}
+	c.engine.Store(engine)
+	return c, nil
+}
+
+// Engine returns what decides now.
+func (c *Catalog) Engine() *policy.Engine { return c.engine.Load() }
+
+// compile checks what a set as a whole must satisfy.
+func (c *Catalog) compile(set resource.Set, problems []resource.Problem) (*policy.Engine, error) {
+	for _, p := range set.Profiles() {
+		for _, pattern := range p.Agents {
+			for _, admin := range c.forbidden(pattern) {
+				problems = append(problems, resource.Problem{At: p.At, Message: fmt.Sprintf(
+					"profile %s: agents %q overlaps the administrators %q; an ID cannot be both", p.Name, pattern, admin)})
+			}
+		}
+	}
+	if len(problems) == 0 {
+		var engine *policy.Engine
+		if engine, problems = policy.Compile(set); len(problems) == 0 {
+			return engine, nil
+		}
+	}
+	return nil, invalidResources(problems)
+}
+
+func invalidResources(problems []resource.Problem) error {
+	lines := make([]string, 0, len(problems))
+	fields := make([]fault.Field, 0, len(problems))
+	for _, p := range problems {
+		lines = append(lines, p.String())
+		fields = append(fields, fault.Field{Name: p.At.String(), Problem: p.Message})
+	}
+	f := fault.New(fault.ResourceInvalid, strings.Join(lines, "\n"))
+	f.Fields = fields
+	return f
+}
+
+// Apply is a change of resources.
+type Apply struct {
+	Files  []resource.File
+	DryRun bool
+	// Prune also deletes what the files do not name.
+	Prune bool
+}
+
+// Applied is what a change came to.
+type Applied struct {
+	Changes   []resource.Change
+	Warnings  []string
+	PolicySet string
+}
+
+// SetReadOnly says that resources come from files: the API may then not change them.
+func (c *Catalog) SetReadOnly(yes bool) { c.readOnly.Store(yes) }
+
+// Apply makes resources what the files say, all or nothing.
+func (c *Catalog) Apply(ctx context.Context, caller Caller, a Apply) (Applied, error) {
+	if c.readOnly.Load() && !a.DryRun {
+		return Applied{}, fault.New(fault.ResourcesReadOnly, "resources come from files here; change them and send SIGHUP")
+	}
+	return c.apply(ctx, caller, a)
+}
+
+// Load makes resources what the operator's files say, at start and on SIGHUP.
+func (c *Catalog) Load(ctx context.Context, caller Caller, files []resource.File) (Applied, error) {
+	return c.apply(ctx, caller, Apply{Files: files, Prune: true})
+}
+
+func (c *Catalog) apply(ctx context.Context, caller Caller, a Apply) (Applied, error) {
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	from := c.Engine().Set()
+	var set resource.Set
+	var problems []resource.Problem
+	if a.Prune {
+		set, problems = resource.Parse(a.Files, c.backends)
+	} else {
+		set, problems = from.Update(a.Files, c.backends)
+	}
+	_, out, err := c.change(ctx, caller, set, problems, a.DryRun)
+	return out, err
+}
+
+// Delete removes one resource ("roles/orders-db-read") and returns how many leases end because of it.
+func (c *Catalog) Delete(ctx context.Context, caller Caller, id string) (int, error) {
+	if c.readOnly.Load() {
+		return 0, fault.New(fault.ResourcesReadOnly, "resources come from files here; change them and send SIGHUP")
+	}
+	c.changing.Lock()
+	defer c.changing.Unlock()
+	from := c.Engine().Set()
+	if _, ok := from.Document(id); !ok {
+		return 0, fault.New(fault.NotFound, "there is no "+id)
+	}
+	set, problems := from.Without(id, c.backends)
+	ending, _, err := c.change(ctx, caller, set, problems, false)
+	return ending, err
+}
+
+// change compiles a set, commits it, and puts it in force from the next decision on.
+func (c *Catalog) change(
+	ctx context.Context, caller Caller, set resource.Set, problems []resource.Problem, dryRun bool,
+) (int, Applied, error) {
+	engine, err := c.compile(set, problems)
+	if err != nil {
+		return 0, Applied{}, err
+	}
+	changes := resource.Diff(c.Engine().Set(), set)
+	out := Applied{Changes: changes, Warnings: append(set.Warnings(), engine.Warnings()...), PolicySet: engine.Hash()}
+	if dryRun || !anyChange(changes) {
+		return 0, out, nil
+	}
+	var ending int
+	_, err = c.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		ending = 0
+		for _, ch := range changes {
+			n, err := commitChange(tx, caller, set, engine.Hash(), ch)
+			if err != nil {
+				return err
+			}
+			ending += n
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, Applied{}, storeFault(err)
+	}
+	c.engine.Store(engine)
+	return ending, out, nil
+}
+
+func anyChange(changes []resource.Change) bool {
+	for _, ch := range changes {
+		if ch.Action != resource.Unchanged {
+			return true
+		}
+	}
+	return false
+}
+
+// commitChange writes one change and its record. Removing a role ends what was issued by it.
+func commitChange(tx *ledger.Tx, caller Caller, set resource.Set, policySet string, ch resource.Change) (int, error) {
+	rec := audit.Record{
+		V: 1, Time: time.Now().UTC(), Event: audit.ResourceApplied, Request: caller.Request, Actor: caller.actor(),
+		Resource: ch.ID, PolicySet: policySet, Reason: string(ch.Action),
+	}
+	switch ch.Action {
+	case resource.Unchanged:
+		return 0, nil
+	case resource.Deleted:
+		rec.Event = audit.ResourceDeleted
+		if _, err := tx.Append(rec); err != nil {
+			return 0, err
+		}
+		if err := tx.DeleteResource(ch.ID); err != nil {
+			return 0, err
+		}
+		if role, ok := strings.CutPrefix(ch.ID, resource.KindRole.Collection()+"/"); ok {
+			return teardown.EndRole(tx, role, time.Now())
+		}
+		return 0, nil
+	case resource.Created, resource.Updated:
+	}
+	doc, ok := set.Document(ch.ID)
+	if !ok {
+		return 0, errors.New("a change names no document")
+	}
+	rec.Etag = doc.ETag()
+	if _, err := tx.Append(rec); err != nil {
+		return 0, err
+	}
+	return 0, tx.PutResource(ledger.Resource{Name: ch.ID, YAML: doc.YAML, Source: doc.Source})
+}

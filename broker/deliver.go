@@ -1,0 +1,231 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/failpoint"
+	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/task"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// carryOut runs the steps of an issue in the one order that loses nothing.
+func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
+	preparer, prepares := is.backend.(plugins.Preparer)
+	if prepares {
+		prepared, err := preparer.Prepare(ctx, is.request)
+		if err != nil {
+			return Issued{}, err
+		}
+		failpoint.Hit("issue.prepared")
+		is.request.Prepared, is.lease.Handle = prepared, prepared.Handle
+		defer prepared.State.Wipe()
+	}
+	if prepares || is.backend.Descriptor().Horizon > 0 {
+		if err := b.intend(ctx, is); err != nil {
+			b.discard(is)
+			return Issued{}, err
+		}
+	}
+	failpoint.Hit("issue.intent")
+	cred, err := is.backend.Issue(ctx, is.request)
+	if err != nil {
+		return Issued{}, b.failed(ctx, is, err)
+	}
+	failpoint.Hit("issue.issued")
+	commit, err := b.activate(ctx, is, cred)
+	if err != nil {
+		wipe(cred)
+		return Issued{}, err
+	}
+	failpoint.Hit("issue.active")
+	return Issued{Lease: is.lease, Credential: cred, Checkpoint: commit.Checkpoint}, nil
+}
+
+// intend makes the intent durable: from here on the handle can be found and ended, whatever happens.
+func (b *Broker) intend(ctx context.Context, is *issue) error {
+	is.lease.NextAt = is.lease.SweepAt
+	_, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		t, err := b.admitLease(tx, is)
+		if err != nil {
+			return err
+		}
+		rec := leaseRecord(is.caller, audit.LeaseIntent, t, is.lease)
+		rec.PolicySet, rec.Policies = is.decision.PolicySet(), is.decision.Policies()
+		if _, err := tx.Append(rec); err != nil {
+			return err
+		}
+		return tx.InsertLease(is.lease)
+	})
+	is.intended = err == nil
+	return err
+}
+
+// admitLease checks, inside the transaction that inserts a lease, what may have changed since the decision.
+func (b *Broker) admitLease(tx *ledger.Tx, is *issue) (task.Task, error) {
+	t, err := tx.Task(is.task.ID)
+	if err != nil {
+		return t, err
+	}
+	if t.State != task.Active || !time.Now().Before(t.NotAfter) {
+		return t, lateFault(t)
+	}
+	_, err = tx.FindLease(ledger.LeaseKey{Agent: is.lease.Agent, RequestID: is.lease.RequestID})
+	if !errors.Is(err, ledger.ErrNotFound) {
+		return t, errors.Join(ledger.ErrExists, err)
+	}
+	live, err := tx.LiveLeases(t.Agent)
+	if err != nil {
+		return t, err
+	}
+	if limit := is.decision.Profile().MaxLiveLeases; limit > 0 && live >= limit {
+		return t, tooMany(fault.TooManyLeases, "live leases", live, t.Profile)
+	}
+	return t, nil
+}
+
+// lateFault says that a task ended while something was being issued for it.
+func lateFault(t task.Task) error {
+	reason := fault.TaskClosed
+	if t.CloseReason == task.Expired || t.State == task.Active {
+		reason = fault.TaskExpired
+	}
+	return fault.New(reason, "the task ended while the credential was being issued; it was not handed out")
+}
+
+// activate makes the lease ACTIVE if its task still is. Otherwise the credential is torn down, and never leaves.
+func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credential) (ledger.Commit, error) {
+	// The commit is waited for beyond the issue's deadline: its outcome decides what is true.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), IssueTimeout)
+	defer cancel()
+	if !is.intended {
+		return b.activateAtOnce(ctx, is, cred)
+	}
+	var late error
+	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		late = nil
+		from, err := tx.Lease(is.lease.ID)
+		if err != nil {
+			return err
+		}
+		t, err := tx.Task(is.task.ID)
+		if err != nil {
+			return err
+		}
+		if from.State != lease.Intent || t.State != task.Active || !time.Now().Before(t.NotAfter) {
+			late = lateFault(t)
+			return b.dropLate(tx, is, t, from, cred)
+		}
+		next, err := from.Activate(cred)
+		if err != nil {
+			return err
+		}
+		is.lease = next
+		if _, err := tx.Append(leaseRecord(is.caller, audit.LeaseActive, t, next)); err != nil {
+			return err
+		}
+		return tx.UpdateLease(next, from)
+	})
+	if err != nil { // the intent stays; what was issued is ended at once as far as that goes, and swept for certain
+		is.lease.Handle = cred.Handle
+		b.discard(is)
+		return commit, err
+	}
+	return commit, late
+}
+
+// activateAtOnce inserts an ACTIVE lease, for a backend whose issuing has no effect before the answer is released.
+func (b *Broker) activateAtOnce(ctx context.Context, is *issue, cred plugins.Credential) (ledger.Commit, error) {
+	active, err := is.lease.Activate(cred)
+	if err != nil {
+		return ledger.Commit{}, err
+	}
+	is.lease = active
+	return b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		t, err := b.admitLease(tx, is)
+		if err != nil {
+			return err
+		}
+		rec := leaseRecord(is.caller, audit.LeaseActive, t, active)
+		rec.PolicySet, rec.Policies = is.decision.PolicySet(), is.decision.Policies()
+		if _, err := tx.Append(rec); err != nil {
+			return err
+		}
+		return tx.InsertLease(active)
+	})
+}
+
+// dropLate hands a credential that came too late to teardown, with the handle that its answer brought.
+func (b *Broker) dropLate(tx *ledger.Tx, is *issue, t task.Task, from lease.Lease, cred plugins.Credential) error {
+	next, err := from.Unreleased(cred, time.Now())
+	if err != nil {
+		return err
+	}
+	rec := leaseRecord(is.caller, audit.LeaseFailed, t, next)
+	rec.Reason = "task_ended"
+	if _, err := tx.Append(rec); err != nil {
+		return err
+	}
+	return tx.UpdateLease(next, from)
+}
+
+// failed records that an issue call failed. What certainly made nothing is torn down at once; otherwise the intent waits
+// for its horizon, since a late answer is not an accident.
+func (b *Broker) failed(ctx context.Context, is *issue, cause error) error {
+	if !is.intended {
+		return cause
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), IssueTimeout)
+	defer cancel()
+	_, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		from, err := tx.Lease(is.lease.ID)
+		if err != nil {
+			return err
+		}
+		next := from
+		reason := "outcome_unknown"
+		if errors.Is(cause, plugins.ErrNotIssued) && from.State == lease.Intent {
+			reason = "not_issued"
+			if next, err = from.Nothing(time.Now()); err != nil {
+				return err
+			}
+		}
+		rec := leaseRecord(is.caller, audit.LeaseFailed, is.task, next)
+		rec.Reason = reason
+		if _, err := tx.Append(rec); err != nil {
+			return err
+		}
+		return tx.UpdateLease(next, from)
+	})
+	if err != nil { // the intent is durable: its sweep does not depend on this record
+		b.log.Warn("failed issue not recorded", zap.Stringer("lease", is.lease.ID), zap.Error(err))
+	}
+	return cause
+}
+
+// discard ends what was made for a lease that the ledger does not know as issued. It is a courtesy: what was prepared
+// dies by itself, and an intent is swept.
+func (b *Broker) discard(is *issue) {
+	ctx, cancel := context.WithTimeout(context.Background(), IssueTimeout)
+	defer cancel()
+	held := is.lease.Held()
+	held.Uncertain = !is.intended
+	if _, err := is.backend.Revoke(ctx, held); err != nil {
+		b.log.Warn("unused credential not ended at once; it ends by itself or is swept",
+			zap.Stringer("lease", is.lease.ID), zap.Error(err))
+	}
+}
+
+// wipe overwrites a secret that will not be handed out.
+func wipe(c plugins.Credential) {
+	for _, v := range c.Fields {
+		v.Wipe()
+	}
+}

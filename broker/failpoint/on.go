@@ -1,0 +1,35 @@
+//go:build failpoints
+
+package failpoint
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+)
+
+//nolint:gochecknoglobals // the count of hits is of the process; only test builds hold it
+var hits atomic.Int64
+
+// Hit ends the process with SIGKILL, or freezes it with SIGSTOP, when STINT_FAILPOINT names the step: "issue.intent",
+// "issue.intent:kill", "teardown.revoked:stop", and with a third part only at the nth hit: "issue.intent:kill:5".
+func Hit(step string) {
+	name, rest, _ := strings.Cut(os.Getenv("STINT_FAILPOINT"), ":")
+	if name != step {
+		return
+	}
+	action, count, _ := strings.Cut(rest, ":")
+	if n, err := strconv.ParseInt(count, 10, 64); err == nil && hits.Add(1) != n {
+		return
+	}
+	sig := syscall.SIGKILL
+	if action == "stop" {
+		sig = syscall.SIGSTOP
+	}
+	_ = syscall.Kill(os.Getpid(), sig)
+	if sig == syscall.SIGKILL {
+		select {} // until the signal arrives
+	}
+}

@@ -1,0 +1,320 @@
+// Package teardown ends leases and proves it. One loop does all of it, whatever asked for the end: the database is its
+// timer, so that recovery after a crash is the same loop; what is due is claimed for a limited time, worked on, and its
+// outcome recorded. It never gives up.
+package teardown
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/failpoint"
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/task"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// Times and sizes that nobody needs to configure.
+const (
+	// revokeTimeout bounds one attempt at a backend.
+	revokeTimeout = 20 * time.Second
+	// claimFor is for how long a claim holds: an attempt, its commit, and room for a slow machine.
+	claimFor = 60 * time.Second
+	// slots is how many leases of one lane are worked on at a time, so that no lane starves another.
+	slots = 8
+	// maxIdle is the longest the loop sleeps without looking.
+	maxIdle = time.Second
+	// firstRetry and maxRetry bound the jittered exponential back-off.
+	firstRetry = 500 * time.Millisecond
+	maxRetry   = time.Minute
+	// taskBatch is how many due tasks one transaction closes.
+	taskBatch = 64
+)
+
+// Presence says when the agent of a task was last heard of.
+type Presence interface {
+	LastSeen(id task.ID, now time.Time) time.Time
+	Forget(id task.ID)
+}
+
+// Config is what a Loop is made of. Every field is required.
+type Config struct {
+	Ledger   *ledger.Ledger
+	Backends map[string]plugins.Backend // by instance: "vault/prod"
+	Presence Presence
+	// StuckAfter is how long after it was asked for an end is overdue.
+	StuckAfter time.Duration
+	Logger     *zap.Logger
+}
+
+// Loop ends leases.
+type Loop struct {
+	cfg  Config
+	more chan struct{}  // there was more to do than one pass does
+	busy map[string]int // of each lane; touched by Run's goroutine only
+	done chan string    // a lane whose worker has finished
+}
+
+// New makes a Loop; it starts nothing.
+func New(cfg Config) *Loop {
+	return &Loop{cfg: cfg, more: make(chan struct{}, 1), busy: map[string]int{}, done: make(chan string)}
+}
+
+// Run works until ctx is done, and then waits for the attempts under way. It returns an error only when the ledger is gone
+// for good.
+func (l *Loop) Run(ctx context.Context) error {
+	var workers errgroup.Group
+	err := l.loop(ctx, &workers)
+	for l.inFlight() > 0 {
+		l.busy[<-l.done]--
+	}
+	return errors.Join(err, workers.Wait())
+}
+
+func (l *Loop) inFlight() int {
+	n := 0
+	for _, b := range l.busy {
+		n += b
+	}
+	return n
+}
+
+func (l *Loop) loop(ctx context.Context, workers *errgroup.Group) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case lane := <-l.done:
+			l.busy[lane]--
+		case <-l.cfg.Ledger.Kicked():
+		case <-l.more:
+		case <-timer.C:
+		}
+		next, err := l.pass(ctx, workers)
+		if errors.Is(err, ledger.ErrClosed) || errors.Is(err, audit.ErrFenced) {
+			return fmt.Errorf("teardown: %w", err)
+		}
+		if err != nil && ctx.Err() == nil {
+			l.cfg.Logger.Error("teardown cannot reach the ledger; it tries again", zap.Error(err))
+		}
+		timer.Reset(next)
+	}
+}
+
+// pass closes due tasks, starts work on due leases, and says when to look again.
+func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration, error) {
+	if err := l.closeDue(ctx); err != nil {
+		return maxIdle, err
+	}
+	var lanes []string
+	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
+		var err error
+		lanes, err = r.DueLanes(time.Now())
+		return err
+	})
+	if err != nil {
+		return maxIdle, err
+	}
+	for _, lane := range lanes {
+		if err := l.startLane(ctx, lane, workers); err != nil {
+			return maxIdle, err
+		}
+	}
+	return l.untilNext(ctx)
+}
+
+// untilNext returns how long nothing is due. Lanes that are full are woken by their workers.
+func (l *Loop) untilNext(ctx context.Context) (time.Duration, error) {
+	var next time.Time
+	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
+		var err error
+		next, err = r.NextDue()
+		return err
+	})
+	if err != nil || next.IsZero() {
+		return maxIdle, err
+	}
+	return min(maxIdle, max(time.Until(next), 10*time.Millisecond)), nil
+}
+
+// startLane claims as many due leases of a lane as it has free slots, and starts a worker for each.
+func (l *Loop) startLane(ctx context.Context, lane string, workers *errgroup.Group) error {
+	free := slots - l.busy[lane]
+	if free <= 0 {
+		return nil
+	}
+	claimed, err := l.claim(ctx, lane, free)
+	if err != nil {
+		return err
+	}
+	for _, c := range claimed {
+		l.busy[lane]++
+		workers.Go(func() error {
+			// An attempt that has begun is finished: half of one would only have to be made again.
+			l.work(context.WithoutCancel(ctx), c)
+			l.done <- lane
+			return nil
+		})
+	}
+	return nil
+}
+
+// claim takes due leases for a limited time.
+func (l *Loop) claim(ctx context.Context, lane string, limit int) ([]lease.Lease, error) {
+	var claimed []lease.Lease
+	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
+		claimed = claimed[:0]
+		now := time.Now()
+		due, err := tx.DueLeases(lane, now, limit)
+		if err != nil {
+			return err
+		}
+		for _, from := range due {
+			next, err := from.Begin(now)
+			if err != nil {
+				return err
+			}
+			next.Claim++
+			next.ClaimUntil = now.Add(claimFor)
+			if from.AskedAt.IsZero() {
+				if _, err := tx.Append(leaseRecord(audit.LeaseEnding, next, now)); err != nil {
+					return err
+				}
+			}
+			if err := tx.UpdateLease(next, from); err != nil {
+				return err
+			}
+			claimed = append(claimed, next)
+		}
+		return nil
+	})
+	failpoint.Hit("teardown.claimed")
+	return claimed, err
+}
+
+// work makes one attempt to end a lease and records its outcome.
+func (l *Loop) work(ctx context.Context, c lease.Lease) {
+	ctx, cancel := context.WithTimeout(ctx, claimFor-time.Second)
+	defer cancel()
+	ending, cause := l.attempt(ctx, c)
+	failpoint.Hit("teardown.revoked")
+	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error { return l.settle(tx, c, ending, cause) })
+	failpoint.Hit("teardown.settled")
+	switch {
+	case errors.Is(err, ledger.ErrStale):
+		l.cfg.Logger.Info("a lease moved on while it was being ended", zap.Stringer("lease", c.ID))
+	case err != nil:
+		l.cfg.Logger.Error("outcome of a teardown not recorded; it is made again when its claim ends",
+			zap.Stringer("lease", c.ID), zap.Error(err))
+	}
+}
+
+// attempt asks the backend to end a lease.
+func (l *Loop) attempt(ctx context.Context, c lease.Lease) (plugins.Ending, error) {
+	backend, ok := l.cfg.Backends[c.Backend]
+	if !ok {
+		return plugins.Ending{}, fmt.Errorf("backend %s is not configured: %w", c.Backend, plugins.ErrMisconfigured)
+	}
+	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
+	defer cancel()
+	return backend.Revoke(ctx, c.Held())
+}
+
+// settle records what an attempt came to, if the claim still holds.
+func (l *Loop) settle(tx *ledger.Tx, c lease.Lease, ending plugins.Ending, cause error) error {
+	now := time.Now()
+	from, err := tx.Lease(c.ID)
+	if err != nil {
+		return err
+	}
+	if from.Claim != c.Claim {
+		return ledger.ErrStale
+	}
+	if cause != nil {
+		return l.retry(tx, from, cause, now)
+	}
+	next, err := from.End(ending)
+	if err != nil {
+		return l.retry(tx, from, err, now)
+	}
+	rec := leaseRecord(audit.LeaseEnded, next, now)
+	if !next.State.Final() {
+		rec.Event = audit.LeaseEnding
+	}
+	rec.Proof = &audit.Proof{
+		Kind: next.Proof, At: ending.At.UTC(), UsableUntil: next.UsableUntil.UTC(), UncheckedUntil: utc(next.UncheckedUntil),
+		Detail: next.ProofDetail,
+	}
+	if _, err := tx.Append(rec); err != nil {
+		return err
+	}
+	if err := tx.UpdateLease(next, from); err != nil {
+		return err
+	}
+	if !next.State.Final() {
+		return nil
+	}
+	return finish(tx, next.Task, now)
+}
+
+// utc keeps the zero time zero.
+func utc(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.UTC()
+}
+
+// retry records a failed attempt. It is tried again for ever; being stuck is a flag, never an end.
+func (l *Loop) retry(tx *ledger.Tx, from lease.Lease, cause error, now time.Time) error {
+	next, err := from.Retry(now.Add(backOff(from.Attempts)), reason(cause), now.Add(-l.cfg.StuckAfter))
+	if err != nil {
+		return err
+	}
+	if next.Stuck && !from.Stuck {
+		rec := leaseRecord(audit.LeaseStuck, next, now)
+		rec.Count = int64(next.Attempts)
+		if _, err := tx.Append(rec); err != nil {
+			return err
+		}
+		l.cfg.Logger.Error("the end of a lease is overdue", zap.Stringer("lease", next.ID), zap.String("backend", next.Backend),
+			zap.String("role", next.Role), zap.Int("attempts", next.Attempts), zap.Error(cause))
+	}
+	return tx.UpdateLease(next, from)
+}
+
+// reason is what a failed attempt leaves in the ledger: the class of the error, without text of the backend's.
+func reason(err error) string {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "no answer in time"
+	case errors.Is(err, plugins.ErrUnavailable):
+		return plugins.ErrUnavailable.Error()
+	case errors.Is(err, plugins.ErrMisconfigured):
+		return plugins.ErrMisconfigured.Error()
+	case errors.Is(err, plugins.ErrNotProven):
+		return plugins.ErrNotProven.Error()
+	case errors.Is(err, plugins.ErrUnknownHandle):
+		return plugins.ErrUnknownHandle.Error()
+	default:
+		return "failed; see the log"
+	}
+}
+
+// backOff returns how long to wait after so many failed attempts: doubling, capped, and jittered by half.
+func backOff(attempts int) time.Duration {
+	d := maxRetry
+	if attempts < 7 {
+		d = min(maxRetry, firstRetry<<attempts)
+	}
+	return d/2 + rand.N(d/2) //nolint:gosec // jitter needs no unpredictability
+}
