@@ -31,9 +31,19 @@ func ClientConfig(source ClientSource, server spiffeid.ID) *tls.Config {
 	return config
 }
 
-// ServerOnlyConfig returns the TLS configuration of a client that shows no certificate, for listeners that take
-// JWT-SVIDs.
-func ServerOnlyConfig(bundles x509bundle.Source, server spiffeid.ID) *tls.Config {
+// TokenServerConfig returns the TLS configuration of a listener that takes JWT-SVIDs: it shows the own SVID of the
+// moment and asks for no certificate. The connection says nothing about who calls.
+func TokenServerConfig(source x509svid.Source) *tls.Config {
+	config := tlsconfig.TLSServerConfig(source)
+	config.MinVersion = tls.VersionTLS13
+	config.SessionTicketsDisabled = true
+	config.NextProtos = []string{"h2"}
+	return config
+}
+
+// TokenClientConfig returns the TLS configuration of a client that shows no certificate to one server, for such a
+// listener.
+func TokenClientConfig(bundles x509bundle.Source, server spiffeid.ID) *tls.Config {
 	config := tlsconfig.TLSClientConfig(bundles, ExactServer(server))
 	config.MinVersion = tls.VersionTLS13
 	config.NextProtos = []string{"h2"}

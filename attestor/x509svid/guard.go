@@ -12,6 +12,10 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
+// sweepEvery is how often all connections are looked at even when nothing changed: timers do not count the time that a
+// machine sleeps, nor see its clock being set.
+const sweepEvery = time.Minute
+
 // Credentials are gRPC transport credentials of a server that cut a connection at the moment its peer's SVID ends,
 // and when a change of the bundles leaves it unverified. They are for one server; Run must run beside it.
 type Credentials struct {
@@ -86,11 +90,14 @@ func stateOf(info credentials.AuthInfo) (tls.ConnectionState, bool) {
 
 // Run drops the peers that a change of the bundles leaves unverified, until ctx is done; then it returns nil.
 func (c *Credentials) Run(ctx context.Context) error {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
 	for {
 		changed := c.attestor.source.Changed()
 		c.sweep()
 		select {
 		case <-changed:
+		case <-ticker.C:
 		case <-ctx.Done():
 			return nil
 		}

@@ -377,6 +377,33 @@ func TestClientChecksTheServer(t *testing.T) {
 	}
 }
 
+func TestTokenListenerAsksForNoCertificate(t *testing.T) {
+	t.Parallel()
+	d := attestortest.NewDomain(t, "example.org", 0)
+	src := attestortest.NewSource(t, d, "/stint")
+	l := bufconn.Listen(1 << 16)
+	attestortest.Serve(t, func(context.Context) error {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		_, err = tls.Server(conn, x509svid.TokenServerConfig(src)).Write([]byte{1})
+		return err
+	})
+	conn, err := l.DialContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := tls.Client(conn, x509svid.TokenClientConfig(src, src.ID()))
+	if _, err := client.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if name := client.ConnectionState().PeerCertificates[0].VerifyHostname("localhost"); name != nil {
+		t.Errorf("stock clients cannot check the server's name: %v", name)
+	}
+}
+
 // A session ticket would let a client back in without its certificate being looked at.
 func TestNoSessionIsResumed(t *testing.T) {
 	t.Parallel()
