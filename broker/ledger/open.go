@@ -1,0 +1,130 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/stint-dev/stint/broker/audit"
+)
+
+// maxGroup is how many updates share one transaction at most.
+const maxGroup = 256
+
+// Config is what a Ledger is made of.
+type Config struct {
+	Store Store
+	// Signer signs checkpoints; Verifier verifies the one that is found at the start. Both carry the log's name.
+	Signer   note.Signer
+	Verifier note.Verifier
+	// Origin names the log (C2SP tlog-checkpoint). It must be the keys' name, so that a verifier key names its log.
+	Origin string
+	Logger *zap.Logger
+	// StopIssuingBelow is how many free bytes must be left for Low to be false; FreeBytes counts them. With zero or
+	// nil Low is always false.
+	StopIssuingBelow uint64
+	FreeBytes        func() (uint64, error)
+}
+
+// Ledger puts group commit and the audit log on top of a store. Run must be running for Update to make progress.
+type Ledger struct {
+	cfg     Config
+	queue   chan *work
+	closing chan struct{} // closed when no more work is taken
+	stopped chan struct{} // closed when Run has returned its last answer
+	running atomic.Bool
+	low     atomic.Bool // what Low said last, to log changes only
+	head    atomic.Pointer[audit.Head]
+	watch   *watchers
+
+	// edge is the right edge of the log's tree. Only the writer touches it.
+	edge audit.Edge
+
+	mu    sync.Mutex // guards cause
+	cause error      // why Run ended, if not because it was asked to
+}
+
+// Open reads the head of the log and verifies its checkpoint against what the store holds. It starts nothing.
+// A log that does not match its checkpoint is refused with ErrMismatch.
+func Open(ctx context.Context, cfg Config) (*Ledger, error) {
+	if cfg.Store == nil || cfg.Signer == nil || cfg.Verifier == nil {
+		return nil, errors.New("open ledger: store, signer and verifier are needed")
+	}
+	if cfg.Origin != cfg.Signer.Name() || cfg.Origin != cfg.Verifier.Name() {
+		return nil, fmt.Errorf("open ledger: origin %q is not the name in the signing key, %q", cfg.Origin, cfg.Signer.Name())
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	l := &Ledger{
+		cfg: cfg, queue: make(chan *work, maxGroup), closing: make(chan struct{}), stopped: make(chan struct{}),
+		watch: newWatchers(),
+	}
+	if err := l.load(ctx); err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	return l, nil
+}
+
+// load reads head and right edge from the store and verifies them.
+func (l *Ledger) load(ctx context.Context) error {
+	return l.cfg.Store.View(ctx, func(r Reader) error {
+		head, err := r.Head()
+		if err != nil {
+			return fmt.Errorf("read audit head: %w", err)
+		}
+		edge, err := audit.LoadEdge(r, head.Size)
+		if err != nil {
+			return fmt.Errorf("read the log's right edge: %w", err)
+		}
+		if err := verifyHead(head, edge, l.cfg.Verifier); err != nil {
+			return err
+		}
+		l.edge = edge
+		l.head.Store(&head)
+		return nil
+	})
+}
+
+// verifyHead checks that the head's checkpoint was signed for exactly this log.
+func verifyHead(head audit.Head, edge audit.Edge, v note.Verifier) error {
+	if head.Size == 0 && head.Checkpoint == nil {
+		return nil
+	}
+	cp, err := audit.OpenCheckpoint(head.Checkpoint, v)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrMismatch, err)
+	case cp.Size != head.Size:
+		return fmt.Errorf("%w: signed for %d records, the store holds %d", ErrMismatch, cp.Size, head.Size)
+	case cp.Root != edge.Root():
+		return fmt.Errorf("%w: the hashes of its %d records differ from what was signed", ErrMismatch, head.Size)
+	}
+	return nil
+}
+
+// View runs fn on a consistent snapshot of what is committed.
+func (l *Ledger) View(ctx context.Context, fn func(Reader) error) error { return l.cfg.Store.View(ctx, fn) }
+
+// Head returns where the log stood after the last commit, from memory.
+func (l *Ledger) Head() audit.Head { return *l.head.Load() }
+
+// Low reports whether so little disk is free that nothing more may be issued. Ending credentials goes on. When the
+// free space cannot be read, it is taken for low.
+func (l *Ledger) Low() bool {
+	if l.cfg.StopIssuingBelow == 0 || l.cfg.FreeBytes == nil {
+		return false
+	}
+	free, err := l.cfg.FreeBytes()
+	low := err != nil || free < l.cfg.StopIssuingBelow
+	if l.low.Swap(low) != low {
+		l.cfg.Logger.Warn("free disk changed sides of the limit for issuing", zap.Bool("low", low),
+			zap.Uint64("free_bytes", free), zap.Uint64("limit_bytes", l.cfg.StopIssuingBelow), zap.Error(err))
+	}
+	return low
+}

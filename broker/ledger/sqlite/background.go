@@ -1,0 +1,97 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+const (
+	// writeBackEvery is how often the WAL is written back to the file.
+	writeBackEvery = 500 * time.Millisecond
+	// longWAL is the number of pages (4 KiB) from which the writer itself writes the WAL back, so that it starts anew.
+	longWAL = 8192
+)
+
+// Run writes the WAL back in the background until ctx is done. A failure is not fatal: what is committed is in the WAL,
+// and the next round tries again.
+func (s *Store) Run(ctx context.Context) error {
+	tick := time.NewTicker(writeBackEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			s.checkpoint(ctx)
+		}
+	}
+}
+
+// checkpoint writes back what no snapshot needs any more, on a reader's connection beside the writer.
+func (s *Store) checkpoint(ctx context.Context) {
+	c, err := s.current()
+	if err != nil {
+		return
+	}
+	select {
+	case r := <-c.pool:
+		defer s.release(c, r)
+		var busy, pages, done int64
+		if r.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done) == nil && pages > longWAL {
+			s.walLong.Store(true)
+		}
+	case <-ctx.Done():
+	}
+}
+
+// writeBack writes the whole WAL back between two transactions of the writer, so that the next one starts it anew. When a
+// snapshot still needs a part, that part stays.
+func (s *session) writeBack() error {
+	var busy, pages, done int64
+	return s.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done)
+}
+
+// FreeBytes returns how much an unprivileged process can still write to the ledger's file system.
+func (s *Store) FreeBytes() (uint64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(filepath.Dir(s.path), &st); err != nil {
+		return 0, fmt.Errorf("free space of the ledger: %w", err)
+	}
+	return st.Bavail * uint64(st.Bsize), nil //nolint:gosec // a block size is never negative
+}
+
+// Backup writes a consistent copy of the ledger to a new file of mode 0600, while it serves. It refuses to overwrite.
+func (s *Store) Backup(ctx context.Context, path string) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600) //nolint:gosec // the operator names the file
+	if err != nil {
+		return fmt.Errorf("back up ledger: %w", err)
+	}
+	defer func() {
+		if cerr := f.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("back up ledger: %w", cerr)
+		}
+		if err != nil {
+			_ = os.Remove(path) //nolint:errcheck // it is incomplete; the first error is the one to tell
+		}
+	}()
+	c, err := s.current()
+	if err != nil {
+		return err
+	}
+	conn, err := c.db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("back up ledger: %w", err)
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+		return fmt.Errorf("back up ledger to %s: %w", path, err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("back up ledger: %w", err)
+	}
+	return nil
+}
