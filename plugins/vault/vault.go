@@ -81,6 +81,10 @@ func (b *Backend) CheckRole(role plugins.Role) (plugins.RoleInfo, error) {
 		Bounded: true, Max: revokeExposure,
 		Reason: "synchronous revoke; open sessions end where the engine's revocation statements cut them",
 	}
+	if r.Certificate() {
+		info.Exposure.UntilExpiry = true
+		info.Exposure.Reason = "synchronous revoke, then on the engine's CRL"
+	}
 	return info, nil
 }
 

@@ -132,18 +132,22 @@ func classify(call Call, err error) *Error {
 	return out
 }
 
-// known keeps those of Vault's messages that hold nothing but themselves. A denied request says "1 error occurred: *
-// permission denied", so the text is searched for it.
+// known keeps those of Vault's messages that hold nothing but themselves. Vault wraps some as a list of errors, one a
+// line; never "invalid lease" and "Vault is sealed".
 func known(text string) []string {
-	for _, m := range []string{msgInvalidLease, msgInvalidAccessor, msgBadToken, msgSealed, msgDenied} {
+	for _, m := range []string{msgInvalidLease, msgSealed} {
 		if text == m {
 			return []string{m}
 		}
 	}
-	if strings.HasSuffix(strings.TrimSpace(text), "* "+msgDenied) {
-		return []string{msgDenied}
+	var found []string
+	for line := range strings.Lines(text) {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "* ")
+		if line == msgInvalidAccessor || line == msgBadToken || line == msgDenied {
+			found = append(found, line)
+		}
 	}
-	return nil
+	return found
 }
 
 // plain drops the URL that *url.Error repeats and keeps the reason: refused, timed out, a bad certificate.
