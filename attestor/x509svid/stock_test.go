@@ -61,7 +61,7 @@ func serveStock(t *testing.T, d *devdomain.Domain, addr string) string {
 	t.Cleanup(func() { _ = src.Close() })
 	attestortest.Serve(t, src.Run)
 	a := x509svid.New(src, attestortest.Domains(t, d))
-	creds := a.Credentials(func(_ net.Addr, err error) { t.Errorf("refused: %v", err) })
+	creds := a.Credentials(nil)
 	attestortest.Serve(t, creds.Run)
 	srv := grpc.NewServer(append(attesting(a), grpc.Creds(creds), grpc.KeepaliveParams(keepalive.ServerParameters{
 		MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionGrace,
