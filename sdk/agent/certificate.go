@@ -27,6 +27,7 @@ const (
 	pemCertificate = "CERTIFICATE"
 	pemPrivateKey  = "PRIVATE KEY" // PKCS#8
 	hexBase        = 16
+	renewTimeout   = 15 * time.Second
 )
 
 // Certificate is an issued certificate with its key.
@@ -201,6 +202,11 @@ func (r *Rotating) get(ctx context.Context) (*tls.Certificate, error) {
 	if now.Before(current.renewAt) {
 		return current.tls, nil
 	}
+	if ctx == nil { // the info was not made by crypto/tls
+		ctx = context.Background() //nolint:contextcheck // there is none to inherit
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTimeout) // other handshakes wait for it too
+	defer cancel()
 	_, err, _ := r.flight.Do("", func() (any, error) { return nil, r.renew(ctx) })
 	current = r.current.Load()
 	if err != nil && now.After(current.certificate.Chain[0].NotAfter) {
