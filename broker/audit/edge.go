@@ -44,7 +44,11 @@ func LoadEdge(r Reader, size int64) (Edge, error) {
 // Append adds a record and appends to dst the hashes that are stored with it: its own, then those of the subtrees that it
 // completes, as tlog.StoredHashes does.
 func (e *Edge) Append(dst [][32]byte, record []byte) [][32]byte {
-	h := tlog.RecordHash(record)
+	return e.appendHash(dst, tlog.RecordHash(record))
+}
+
+// appendHash is Append for a record of which only the hash is known.
+func (e *Edge) appendHash(dst [][32]byte, h tlog.Hash) [][32]byte {
 	dst = append(dst, h)
 	level := 0
 	for ; e.size>>level&1 == 1; level++ {

@@ -109,7 +109,9 @@ func verifyHead(head audit.Head, edge audit.Edge, v note.Verifier) error {
 }
 
 // View runs fn on a consistent snapshot of what is committed.
-func (l *Ledger) View(ctx context.Context, fn func(Reader) error) error { return l.cfg.Store.View(ctx, fn) }
+func (l *Ledger) View(ctx context.Context, fn func(Reader) error) error {
+	return l.cfg.Store.View(ctx, fn)
+}
 
 // Head returns where the log stood after the last commit, from memory.
 func (l *Ledger) Head() audit.Head { return *l.head.Load() }

@@ -57,7 +57,9 @@ func (t *Tx) Append(r audit.Record) (int64, error) {
 }
 
 // InsertTask adds a task, or answers ErrExists.
-func (t *Tx) InsertTask(row task.Task) error { return t.wrote(row.ID, row.NextAt, t.Rows.InsertTask(row)) }
+func (t *Tx) InsertTask(row task.Task) error {
+	return t.wrote(row.ID, row.NextAt, t.Rows.InsertTask(row))
+}
 
 // UpdateTask replaces a task if it is still in the state from, else ErrStale.
 func (t *Tx) UpdateTask(row task.Task, from task.State) error {

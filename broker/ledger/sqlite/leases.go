@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 )
 

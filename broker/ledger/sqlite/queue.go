@@ -4,8 +4,8 @@ import (
 	"math"
 	"time"
 
-	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 )
 

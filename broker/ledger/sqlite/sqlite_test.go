@@ -12,9 +12,9 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
-	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/task"
 )
 
