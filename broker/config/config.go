@@ -97,9 +97,7 @@ type Limits struct {
 
 // Teardown tunes the loop that ends leases.
 type Teardown struct {
-	StuckAfter time.Duration // a lease whose end is overdue for so long is flagged
-	RetryMax   time.Duration // cap of the back-off between two attempts
-	Workers    int           // attempts at once, over all backends
+	StuckAfter time.Duration // a lease whose end was asked for so long ago is flagged
 }
 
 // Log says what is logged and how.
@@ -127,7 +125,7 @@ func Default() Config {
 			MaxConcurrentStreams: 128,
 			MaxMessage:           64 * KiB,
 		},
-		Teardown: Teardown{StuckAfter: 10 * time.Minute, RetryMax: time.Minute, Workers: 16},
+		Teardown: Teardown{StuckAfter: 10 * time.Minute},
 		Log:      Log{Level: "info", Format: "json"},
 	}
 }

@@ -119,8 +119,6 @@ func limits(l *Limits) block {
 func teardown(t *Teardown) block {
 	return block{fields: map[string]field{
 		"stuck_after": duration(&t.StuckAfter, 10*time.Second, 24*time.Hour),
-		"retry_max":   duration(&t.RetryMax, time.Second, time.Hour),
-		"workers":     count(&t.Workers, 1, 1024),
 	}}
 }
 

@@ -112,7 +112,7 @@ func full(t *testing.T) *config.Config {
 			ConnectionMaxAge: time.Minute, ConnectionGrace: 2 * time.Second, HandshakeTimeout: 3 * time.Second,
 			KeepaliveMinTime: 4 * time.Second, MaxConcurrentStreams: 5, MaxMessage: 128 * config.KiB,
 		},
-		Teardown: config.Teardown{StuckAfter: time.Hour, RetryMax: 7 * time.Second, Workers: 8},
+		Teardown: config.Teardown{StuckAfter: time.Hour},
 		Log:      config.Log{Level: "debug", Format: "console"},
 		Backends: []config.Backend{{Type: "vault", Name: "prod"}, {Type: "stepca", Name: "internal"}},
 	}
@@ -150,7 +150,7 @@ func TestParseFaults(t *testing.T) {
 		"duration too long":  {least + `limits { connection_max_age = "25h" }`, "not between 1s and 24h"},
 		"number for string":  {least + `teardown { stuck_after = 10 }`, "write a string in quotes, not a number"},
 		"null":               {least + `data_dir = null`, "leave the key out"},
-		"fraction":           {least + `teardown { workers = 1.5 }`, "whole number between 1 and 1024"},
+		"fraction":           {least + `limits { max_concurrent_streams = 1.5 }`, "whole number between 1 and 65536"},
 		"flag":               {least + `listen { reflection = "maybe" }`, "write true or false"},
 		"variable":           {least + `data_dir = home`, "variables not allowed"},
 		"log level":          {least + `log { level = "trace" }`, "there are debug, info, warn, error"},

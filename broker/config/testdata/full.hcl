@@ -38,11 +38,7 @@ limits {
   max_message            = "128KiB"
 }
 
-teardown {
-  stuck_after = "1h"
-  retry_max   = "7s"
-  workers     = 8
-}
+teardown { stuck_after = "1h" }
 
 log {
   level  = "debug"
