@@ -16,13 +16,14 @@ import (
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/teardown"
 	"github.com/stint-dev/stint/plugins"
 )
 
 // IssueTimeout is the hard end of an issue call, preparing included. A task with less than this left is issued nothing.
 const IssueTimeout = 10 * time.Second
 
-// Caller is who is calling, attested for this very call.
+// Caller is who is calling, attested for this very call. The zero Caller is the broker itself: at its start, or on SIGHUP.
 type Caller struct {
 	Identity attestor.Identity
 	// Admin is the administration role the caller holds, or "".
@@ -31,8 +32,11 @@ type Caller struct {
 	Request string
 }
 
-// actor is how records name the caller.
+// actor is how records name the caller: the broker itself where nobody called.
 func (c Caller) actor() audit.Actor {
+	if c.Identity.IsZero() {
+		return teardown.Stint()
+	}
 	a := audit.Actor{ID: c.Identity.String(), Method: string(c.Identity.Method)}
 	if c.Identity.Method == attestor.MethodLocal {
 		uid := c.Identity.Local.UID
