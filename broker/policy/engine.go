@@ -3,22 +3,23 @@
 package policy
 
 import (
+	"github.com/cedar-policy/cedar-go"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/attestor"
 	"github.com/stint-dev/stint/broker/resource"
 )
 
 // Engine decides by one set of resources. It is immutable and safe for concurrent use.
 type Engine struct {
-	set      resource.Set
-	hash     string
-	warnings []string
-}
-
-// Compile makes an Engine. Either there are no problems, or no engine.
-func Compile(set resource.Set) (*Engine, []resource.Problem) {
-	return &Engine{set: set, hash: set.Hash()}, nil
+	set        resource.Set
+	hash       string
+	warnings   []string
+	profiles   profiles
+	entities   cedar.EntityMap
+	statements sliced
+	byID       map[string]statement
+	reads      facts // of all statements together
 }
 
 // Hash returns the hash of the policy set: SHA-256 in lower-case hex over all roles, profiles and policies.
@@ -31,25 +32,76 @@ func (e *Engine) Set() resource.Set { return e.set }
 func (e *Engine) Warnings() []string { return e.warnings }
 
 // ReadsHeld reports whether any policy reads context.held, so that callers need not look up what nobody asks for.
-func (e *Engine) ReadsHeld() bool { return false }
+func (e *Engine) ReadsHeld() bool { return e.reads.whole || e.reads.context["held"] }
 
-// RoleView is a role as one agent sees it.
+// Profile returns the profile of an agent. There is at most one: a set with overlapping profiles is refused.
+func (e *Engine) Profile(agent spiffeid.ID) (resource.Profile, bool) { return e.profiles.find(agent) }
+
+// RoleView is a role as one agent sees it: with the narrower of the role's and the profile's TTLs and patterns.
 type RoleView struct {
-	resource.Role // with the narrower of the role's and the profile's TTLs
+	resource.Role
 }
 
-// Profile returns the profile of an agent.
-func (e *Engine) Profile(spiffeid.ID) (resource.Profile, bool) { return resource.Profile{}, false }
-
-// Available returns the roles that an agent may ask for, by name: those of its profile.
-func (e *Engine) Available(spiffeid.ID) []RoleView { return nil }
-
-// Declare decides about a whole declaration, or returns a [*fault.Error] that names all faults at once.
-func (e *Engine) Declare(DeclareInput) (TaskDecision, error) {
-	return TaskDecision{}, fault.New(fault.NoProfile, "no profile names this agent")
+// Available returns the roles that an agent may ask for, by name: those of its profile. Policies may still forbid one.
+func (e *Engine) Available(agent spiffeid.ID) []RoleView {
+	p, _ := e.Profile(agent)
+	out := make([]RoleView, 0, len(p.Roles))
+	for _, pr := range p.Roles {
+		role, ok := e.set.Role(pr.Name)
+		if !ok {
+			continue
+		}
+		if pr.MaxTTL > 0 {
+			role.MaxTTL = min(role.MaxTTL, pr.MaxTTL)
+			role.DefaultTTL = min(role.DefaultTTL, role.MaxTTL)
+		}
+		params := make([]resource.Parameter, 0, len(role.Parameters))
+		for _, param := range role.Parameters {
+			if narrow, ok := pr.Parameters[param.Name]; ok {
+				param.Pattern = narrow
+			}
+			params = append(params, param)
+		}
+		role.Parameters = params
+		out = append(out, RoleView{Role: role})
+	}
+	return out
 }
 
-// Issue decides about one credential of a task, or returns a [*fault.Error].
-func (e *Engine) Issue(IssueInput) (Decision, error) {
-	return Decision{}, fault.New(fault.NoProfile, "no profile names this agent")
+// profiles finds an agent's profile: by its ID where a pattern is exact, else among the patterns of its trust domain.
+type profiles struct {
+	exact    map[spiffeid.ID]resource.Profile
+	patterns map[spiffeid.TrustDomain][]profilePattern
+}
+
+type profilePattern struct {
+	pattern attestor.Pattern
+	profile resource.Profile
+}
+
+func newProfiles(all []resource.Profile) profiles {
+	ps := profiles{exact: map[spiffeid.ID]resource.Profile{}, patterns: map[spiffeid.TrustDomain][]profilePattern{}}
+	for _, p := range all {
+		for _, pattern := range p.Agents {
+			if id, ok := pattern.Exact(); ok {
+				ps.exact[id] = p
+				continue
+			}
+			td := pattern.TrustDomain()
+			ps.patterns[td] = append(ps.patterns[td], profilePattern{pattern, p})
+		}
+	}
+	return ps
+}
+
+func (ps profiles) find(agent spiffeid.ID) (resource.Profile, bool) {
+	if p, ok := ps.exact[agent]; ok {
+		return p, true
+	}
+	for _, pp := range ps.patterns[agent.TrustDomain()] {
+		if pp.pattern.Match(agent) {
+			return pp.profile, true
+		}
+	}
+	return resource.Profile{}, false
 }

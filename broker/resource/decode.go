@@ -149,7 +149,7 @@ func (m *mapping) join(key string) string {
 
 // sub returns the mapping under a key; one that is missing is empty.
 func (m *mapping) sub(key string) *mapping {
-	return m.decoder.mapping(m.child(key), m.node, m.join(key))
+	return m.mapping(m.child(key), m.node, m.join(key))
 }
 
 // done reports the keys that nobody asked for.
@@ -253,13 +253,12 @@ func (m *mapping) list(key string) []*yaml.Node {
 
 // describe says what a node is, for messages.
 func describe(n *yaml.Node) string {
-	switch n.Kind {
-	case yaml.MappingNode:
+	switch {
+	case n.Kind == yaml.MappingNode:
 		return "a mapping"
-	case yaml.SequenceNode:
+	case n.Kind == yaml.SequenceNode:
 		return "a list"
-	}
-	if n.ShortTag() == "!!null" {
+	case n.ShortTag() == "!!null":
 		return "nothing"
 	}
 	if len(n.Value) > 64 {

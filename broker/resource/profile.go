@@ -94,7 +94,7 @@ func (m *mapping) profileRoles() []ProfileRole {
 	}
 	var out []ProfileRole
 	for i, n := range m.list("roles") {
-		sub := m.decoder.mapping(n, n, fmt.Sprintf("%s[%d]", m.join("roles"), i))
+		sub := m.mapping(n, n, fmt.Sprintf("%s[%d]", m.join("roles"), i))
 		r := ProfileRole{Name: sub.text("name"), MaxTTL: sub.duration("max_ttl", 0), At: m.at(n)}
 		sub.need("name")
 		r.Parameters = sub.narrower(sub.sub("parameters"))

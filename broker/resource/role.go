@@ -42,9 +42,11 @@ func readRole(h header, spec *mapping, backends Backends) Role {
 	if spec.flag("renewable") {
 		spec.problem(spec.child("renewable"), "%s is not possible: a credential ends with its ttl; the agent is issued another", spec.join("renewable"))
 	}
-	deliver := spec.sub("deliver")
-	known := r.readBackend(permanent)
-	r.readDeliver(deliver, known)
+	var fields []string // not known unless the backend accepts the role
+	if r.readBackend(permanent) {
+		fields = deliverable(r.role.Info)
+	}
+	r.readDeliver(spec.sub("deliver"), fields)
 	spec.done()
 	return r.role
 }
@@ -82,7 +84,7 @@ func (r *roleReader) readParameters() {
 		r.problem(nodes[maxParameters], "a role has at most %d parameters", maxParameters)
 	}
 	for i, n := range nodes {
-		m := r.decoder.mapping(n, n, fmt.Sprintf("%s[%d]", r.join("parameters"), i))
+		m := r.mapping.mapping(n, n, fmt.Sprintf("%s[%d]", r.join("parameters"), i))
 		p := Parameter{Name: m.text("name"), Description: m.line("description"), Required: m.flag("required")}
 		m.need("name")
 		p.Pattern = m.pattern(m.need("pattern"), m.join("pattern"))
@@ -218,8 +220,8 @@ func toJSON(n *yaml.Node) ([]byte, error) {
 
 // value returns a node as what encoding/json would decode, and timestamps as text.
 func value(n *yaml.Node) (any, error) {
-	switch n.Kind {
-	case yaml.MappingNode:
+	switch {
+	case n.Kind == yaml.MappingNode:
 		out := make(map[string]any, len(n.Content)/2)
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			v, err := value(n.Content[i+1])
@@ -229,7 +231,7 @@ func value(n *yaml.Node) (any, error) {
 			out[n.Content[i].Value] = v
 		}
 		return out, nil
-	case yaml.SequenceNode:
+	case n.Kind == yaml.SequenceNode:
 		out := make([]any, 0, len(n.Content))
 		for _, c := range n.Content {
 			v, err := value(c)
@@ -239,8 +241,7 @@ func value(n *yaml.Node) (any, error) {
 			out = append(out, v)
 		}
 		return out, nil
-	}
-	if n.ShortTag() == "!!timestamp" || n.ShortTag() == "!!str" {
+	case n.ShortTag() == "!!timestamp", n.ShortTag() == "!!str":
 		return n.Value, nil
 	}
 	var v any
@@ -250,12 +251,8 @@ func value(n *yaml.Node) (any, error) {
 	return v, nil
 }
 
-// readDeliver reads the templates. checked says that the backend accepted the role, so that its fields are known.
-func (r *roleReader) readDeliver(m *mapping, checked bool) {
-	fields := deliverable(r.role.Info)
-	if !checked {
-		fields = nil
-	}
+// readDeliver reads the templates; fields nil means that they are not known.
+func (r *roleReader) readDeliver(m *mapping, fields []string) {
 	r.role.Deliver = Deliver{
 		Env:   m.templates("env", envPattern, fields),
 		With:  m.templates("with", envPattern, []string{}),
