@@ -110,36 +110,59 @@ func (c *checker) tokenRole(roles []plugins.Role) {
 		return
 	}
 	s := decodeRole(reply)
-	if !s.orphan {
-		c.add(plugins.Breaks, subject, "orphan is false: credentials end with stint's own token", write+"orphan=true")
-	}
-	if s.tokenType != "service" && s.tokenType != "default-service" {
-		c.add(plugins.Breaks, subject, "token_type is "+s.tokenType+": only service tokens can be revoked", write+"token_type=service")
-	}
-	if s.explicitMax != 0 || s.oldMax != 0 || s.period != 0 {
-		c.add(plugins.Breaks, subject, "it sets a life of its own for tokens, and stint sets each one's",
-			write+"token_explicit_max_ttl=0 token_period=0")
-	}
-	if s.uses == 1 {
-		c.add(plugins.Breaks, subject, "token_num_uses is 1: vault takes a lease back that a token's last use makes", write+"token_num_uses=0")
-	}
-	if !s.noDefault {
-		c.add(plugins.Weakens, subject, "token_no_default_policy is false", write+"token_no_default_policy=true")
-	}
-	if slices.ContainsFunc(slices.Concat(s.allowed, s.globs), func(g string) bool { return glob.Glob(g, StintPolicy) }) ||
-		len(s.allowed)+len(s.globs) == 0 {
-		c.add(plugins.Weakens, subject, "it hands out more than the policies of roles", write+"allowed_policies_glob="+recipe.Prefix+"*")
+	for _, fault := range s.faults() {
+		c.add(fault.severity, subject, fault.problem, write+fault.setting)
 	}
 	for _, role := range roles {
-		r, err := recipe.Parse(role)
-		if err == nil && len(s.allowed)+len(s.globs) > 0 && !s.allows(r.Policy) {
-			c.add(plugins.Breaks, subject, "it does not hand out "+r.Policy+" of role "+role.Name, write+"allowed_policies_glob="+recipe.Prefix+"*")
+		if r, err := recipe.Parse(role); err == nil && !s.allows(r.Policy) {
+			c.add(plugins.Breaks, subject, "it does not hand out "+r.Policy+" of role "+role.Name, write+allowedGlob)
 		}
 	}
 }
 
+const allowedGlob = "allowed_policies_glob=" + recipe.Prefix + "*"
+
+// roleFault is a setting of the token role that is not as it should be.
+type roleFault struct {
+	severity         plugins.Severity
+	problem, setting string
+}
+
+func (s roleSettings) faults() []roleFault {
+	var faults []roleFault
+	for _, check := range []struct {
+		bad   bool
+		fault roleFault
+	}{
+		{!s.orphan, roleFault{plugins.Breaks, "orphan is false: credentials end with stint's own token", "orphan=true"}},
+		{
+			s.tokenType != "service" && s.tokenType != "default-service",
+			roleFault{plugins.Breaks, "token_type is " + s.tokenType + ": only service tokens can be revoked", "token_type=service"},
+		},
+		{
+			s.explicitMax != 0 || s.oldMax != 0 || s.period != 0,
+			roleFault{
+				plugins.Breaks, "it sets a life of its own for tokens, and stint sets each one's",
+				"token_explicit_max_ttl=0 token_period=0",
+			},
+		},
+		{
+			s.uses == 1,
+			roleFault{plugins.Breaks, "token_num_uses is 1: vault takes back a lease that a token's last use makes", "token_num_uses=0"},
+		},
+		{!s.noDefault, roleFault{plugins.Weakens, "token_no_default_policy is false", "token_no_default_policy=true"}},
+		{s.allows(StintPolicy), roleFault{plugins.Weakens, "it hands out more than the policies of roles", allowedGlob}},
+	} {
+		if check.bad {
+			faults = append(faults, check.fault)
+		}
+	}
+	return faults
+}
+
+// allows reports whether the token role hands out a policy. One without a list hands out any that its caller has.
 func (s roleSettings) allows(policy string) bool {
-	return slices.Contains(s.allowed, policy) ||
+	return len(s.allowed)+len(s.globs) == 0 || slices.Contains(s.allowed, policy) ||
 		slices.ContainsFunc(s.globs, func(g string) bool { return glob.Glob(g, policy) })
 }
 

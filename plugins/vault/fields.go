@@ -57,9 +57,7 @@ func (a *answer) data() map[string]json.RawMessage {
 	for key, raw := range outer {
 		data["\x00"+key] = raw
 	}
-	for key, raw := range value {
-		data[key] = raw
-	}
+	maps.Copy(data, value)
 	return value
 }
 
@@ -129,6 +127,5 @@ func (a *answer) publicRef(data map[string]json.RawMessage) (string, error) {
 			return ref, nil
 		}
 	}
-	_, id, _ := cutLast(a.handle.Lease, "/")
-	return id, nil
+	return afterLast(a.handle.Lease, "/"), nil
 }

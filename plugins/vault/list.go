@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"iter"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/stint-dev/stint/plugins"
@@ -77,6 +76,5 @@ func (b *Backend) find(ctx context.Context, cluster, lease string) (found plugin
 	if err != nil {
 		return plugins.Found{}, false, err
 	}
-	_, ref, _ := cutLast(strings.TrimSuffix(lease, "/"), "/")
-	return plugins.Found{Handle: h, PublicRef: ref, NotAfter: expires}, true, nil
+	return plugins.Found{Handle: h, PublicRef: afterLast(lease, "/"), NotAfter: expires}, true, nil
 }

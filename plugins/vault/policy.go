@@ -37,7 +37,7 @@ func PolicyText(cfg Config, roles []plugins.Role) (string, error) {
 	var out strings.Builder
 	out.WriteString("# Of Stint's own token: make one token per credential, end tokens and leases, read them back.\n")
 	for _, need := range ownNeeds(cfg) {
-		fmt.Fprintf(&out, "path %q { capabilities = [%q] }\n", need.path, need.capability)
+		fmt.Fprintf(&out, "path %s { capabilities = [%s] }\n", quote(need.path), quote(need.capability))
 	}
 	if len(globs) > 0 {
 		writeLeaseRules(&out, slices.Sorted(maps.Keys(globs)))
@@ -46,7 +46,7 @@ func PolicyText(cfg Config, roles []plugins.Role) (string, error) {
 		out.WriteString("# What exists under each role, for reconciliation only.\n")
 	}
 	for _, path := range slices.Sorted(maps.Keys(lists)) {
-		fmt.Fprintf(&out, "path %q { capabilities = [\"list\", \"sudo\"] }\n", "sys/leases/lookup/"+path+"/")
+		fmt.Fprintf(&out, "path %s { capabilities = [\"list\", \"sudo\"] }\n", quote("sys/leases/lookup/"+path+"/"))
 	}
 	return out.String(), nil
 }
@@ -94,7 +94,7 @@ func RolePolicyText(role plugins.Role) (name, text string, err error) {
 	rule := r.Rule()
 	var out strings.Builder
 	fmt.Fprintf(&out, "# Of the tokens of credentials of role %s: one call of one path.\n", printable(role.Name))
-	fmt.Fprintf(&out, "path %q {\n  capabilities = [%q]\n", rule.Path, rule.Capability)
+	fmt.Fprintf(&out, "path %s {\n  capabilities = [%s]\n", quote(rule.Path), quote(rule.Capability))
 	if len(rule.Allowed) > 0 {
 		keys := slices.Sorted(maps.Keys(rule.Allowed))
 		fmt.Fprintf(&out, "  required_parameters = %s\n  allowed_parameters = {\n", quoteList(keys))
@@ -155,7 +155,7 @@ func CheckPolicyText(roles []plugins.Role) (string, error) {
 	var out strings.Builder
 	out.WriteString("# For `stintd check` only, beside the policy of stint's own token.\n")
 	for _, path := range slices.Sorted(maps.Keys(paths)) {
-		fmt.Fprintf(&out, "path %q { capabilities = [\"read\"] }\n", path)
+		fmt.Fprintf(&out, "path %s { capabilities = [\"read\"] }\n", quote(path))
 	}
 	return out.String(), nil
 }

@@ -54,7 +54,7 @@ func (b *Backend) prepare(ctx context.Context, req plugins.Request) (plugins.Pre
 	if err != nil {
 		return plugins.Prepared{}, err
 	}
-	if err := checkToken(reply, r.Policy, ttl); err != nil {
+	if err = checkToken(reply, r.Policy, ttl); err != nil {
 		return plugins.Prepared{}, errors.Join(err, b.dropToken(ctx, reply.Auth))
 	}
 	h, err := handle{
@@ -89,18 +89,14 @@ func tokenWish(req plugins.Request, instance, policy string, ttl int64) map[stri
 // "token-" before it, and a database engine's default username_template cuts all but that away; see deploy/vault.
 func displayName(req plugins.Request) string {
 	id := strings.ReplaceAll(req.TaskID, "-", "")
-	if _, short, ok := cutLast(req.TaskName, "-"); ok && short != "" {
+	if short := afterLast(req.TaskName, "-"); short != "" {
 		id = short
 	}
 	return "task-" + id[:min(len(id), displayIDLength)]
 }
 
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
-}
+// afterLast returns what follows the last sep, or all of s where there is none.
+func afterLast(s, sep string) string { return s[strings.LastIndex(s, sep)+len(sep):] }
 
 // checkToken refuses a token that is not what was asked for. A missing policy and a capped TTL are mere warnings to
 // Vault, so every warning counts.

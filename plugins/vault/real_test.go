@@ -24,14 +24,14 @@ var servers servertest.Shared
 
 func TestMain(m *testing.M) { servers.Run(m) }
 
-var _ interface {
-	plugins.Backend
-	plugins.Preparer
-	plugins.Runner
-	plugins.Checker
-	plugins.Prober
-	plugins.Lister
-} = (*vault.Backend)(nil)
+var (
+	_ plugins.Backend  = (*vault.Backend)(nil)
+	_ plugins.Preparer = (*vault.Backend)(nil)
+	_ plugins.Runner   = (*vault.Backend)(nil)
+	_ plugins.Checker  = (*vault.Backend)(nil)
+	_ plugins.Prober   = (*vault.Backend)(nil)
+	_ plugins.Lister   = (*vault.Backend)(nil)
+)
 
 // shared returns the fixture on the Vault that these tests share. Setting it up again changes nothing but the key that
 // signs JWT-SVIDs, and the policies of what a test applies.
@@ -379,7 +379,7 @@ func TestTokenThatDiesInFlight(t *testing.T) {
 	b := backend(t, f.Config())
 	super := vaulttest.Connect(t, pg.SuperDSN("postgres"))
 
-	inFlight := func(t *testing.T, ctx context.Context, name string) (plugins.Prepared, plugins.Credential, error) {
+	inFlight := func(t *testing.T, within time.Duration, name string) (plugins.Prepared, plugins.Credential, error) {
 		t.Helper()
 		req := request(role, time.Minute, nil)
 		req.TaskName = "task-" + name
@@ -394,6 +394,8 @@ func TestTokenThatDiesInFlight(t *testing.T) {
 		}
 		done := make(chan result, 1)
 		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), within)
+			defer cancel()
 			cred, err := b.Issue(ctx, req)
 			done <- result{cred, err}
 		}()
@@ -404,7 +406,7 @@ func TestTokenThatDiesInFlight(t *testing.T) {
 	}
 
 	t.Run("the late answer is revoked by its lease", func(t *testing.T) {
-		_, cred, err := inFlight(t, t.Context(), "late")
+		_, cred, err := inFlight(t, 10*time.Second, "late")
 		if err != nil {
 			t.Fatalf("vault gave no answer: %v", err)
 		}
@@ -444,9 +446,7 @@ func TestTokenThatDiesInFlight(t *testing.T) {
 		eventually(t, func() bool { return vaulttest.Users(t, super, "v-token-task-lost-%") == 0 })
 	})
 	t.Run("a caller that gives up", func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		prepared, _, err := inFlight(t, ctx, "gone")
+		prepared, _, err := inFlight(t, time.Second, "gone")
 		if !errors.Is(err, plugins.ErrUnavailable) || errors.Is(err, plugins.ErrNotIssued) {
 			t.Fatalf("an issue that timed out said %v", err)
 		}

@@ -96,11 +96,10 @@ func (s *Session) alive(ctx context.Context, token secret.Value) bool {
 // Run keeps the session alive until ctx is done. It returns nil.
 func (s *Session) Run(ctx context.Context) error {
 	retry := firstRetry
-	for {
+	for ctx.Err() == nil {
 		wait, err := s.tend(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return nil
 		case err != nil:
 			s.logger.Warn("not logged in at vault; trying again", zap.Duration("in", retry), zap.Error(err))
 			wait, retry = retry, min(2*retry, slowestRetry)
@@ -115,6 +114,7 @@ func (s *Session) Run(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
+	return nil
 }
 
 // tend does what is due now, and returns how long there is nothing more to do.

@@ -6,10 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
-	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/stint-dev/stint/plugins"
@@ -189,8 +186,8 @@ func checkSegment(t template, mount, last bool) error { //revive:disable-line:fl
 	switch {
 	case literal == "." || strings.Contains(literal, ".."):
 		return errors.New(`is "." or holds ".."`)
-	case strings.ContainsAny(literal, `*+%?#\ `):
-		return errors.New("holds one of * + % ? # \\ or a space")
+	case strings.ContainsFunc(literal, refused):
+		return errors.New("holds a space, a control character, or one of " + refusedRunes)
 	case slices.ContainsFunc(t, func(p piece) bool { return p.ttl }):
 		return errors.New("a path takes no TTL")
 	case t.constant():
@@ -220,134 +217,4 @@ func (r *Recipe) parseData(data map[string]any) error {
 		}
 	}
 	return nil
-}
-
-// params are the names of the parameters that the recipe uses, sorted.
-func (r *Recipe) params() []string {
-	names := map[string]bool{}
-	collect := func(t template) {
-		for _, p := range t {
-			if p.param != "" {
-				names[p.param] = true
-			}
-		}
-	}
-	for _, t := range r.segments {
-		collect(t)
-	}
-	for _, d := range r.data {
-		collect(d.text)
-	}
-	return slices.Sorted(maps.Keys(names))
-}
-
-// Call fills the recipe: the HTTP method, the path and the body (nil for a read). Its error is a *plugins.RejectedError.
-func (r *Recipe) Call(v Values) (method, path string, body map[string]any, err error) {
-	parts := make([]string, len(r.segments))
-	for i, t := range r.segments {
-		if parts[i], err = t.fill(v); err != nil {
-			return "", "", nil, err
-		}
-	}
-	path = strings.Join(parts, "/")
-	if r.method == "read" {
-		return http.MethodGet, path, nil, nil
-	}
-	body = make(map[string]any, len(r.data))
-	for key, d := range r.data {
-		if d.constant != nil {
-			body[key] = d.constant
-			continue
-		}
-		if body[key], err = d.text.fill(v); err != nil {
-			return "", "", nil, err
-		}
-	}
-	return http.MethodPut, path, body, nil
-}
-
-// Mount is the first segment of the path: "database".
-func (r *Recipe) Mount() string { return r.segments[0].prefix() }
-
-// Path returns the path where it takes no parameter.
-func (r *Recipe) Path() (string, bool) {
-	for _, t := range r.segments {
-		if !t.constant() {
-			return "", false
-		}
-	}
-	_, path, _, err := (&Recipe{segments: r.segments, method: "read"}).Call(Values{})
-	return path, err == nil
-}
-
-// LeaseGlob is the narrowest pattern of Vault that covers this role's leases and those of its neighbours that begin
-// with stint-: a role that was removed from the configuration still has leases to revoke.
-func (r *Recipe) LeaseGlob() string {
-	parts := make([]string, 0, len(r.segments))
-	for _, t := range r.segments[:len(r.segments)-1] {
-		if !t.constant() {
-			return strings.Join(parts, "/") + "/*"
-		}
-		parts = append(parts, t.prefix())
-	}
-	return strings.Join(append(parts, Prefix), "/") + "*"
-}
-
-// Policy text for one recipe, for a Vault policy.
-type Rule struct {
-	Path       string // with + for a parameter
-	Capability string // "read" or "update"
-	// Allowed are the values that each key of the data may have, each a glob of Vault; an empty list means any.
-	Allowed map[string][]string
-}
-
-// Rule is what the credential's own policy has to allow, and nothing more.
-func (r *Recipe) Rule() Rule {
-	parts := make([]string, len(r.segments))
-	for i, t := range r.segments {
-		switch {
-		case t.constant():
-			parts[i] = t.prefix()
-		case t.prefix() == "":
-			parts[i] = "+"
-		default:
-			parts[i] = t.prefix() + "*"
-		}
-	}
-	rule := Rule{Path: strings.Join(parts, "/"), Capability: r.method}
-	if r.method == "update" {
-		rule.Allowed = make(map[string][]string, len(r.data))
-		for key, d := range r.data {
-			rule.Allowed[key] = d.globs()
-		}
-	}
-	return rule
-}
-
-func (d datum) globs() []string {
-	switch {
-	case d.constant != nil:
-		if b, ok := d.constant.(bool); ok {
-			return []string{strconv.FormatBool(b)}
-		}
-		return []string{}
-	case d.text.constant():
-		return []string{d.text.prefix()}
-	case d.text.prefix() == "":
-		return []string{}
-	}
-	return []string{d.text.prefix() + "*"}
-}
-
-// FieldNames are the names of the secret fields where the role states them, sorted; else nil.
-func (r *Recipe) FieldNames() []string {
-	if len(r.Fields) == 0 {
-		return nil
-	}
-	return slices.Sorted(maps.Keys(r.Fields))
-}
-
-// Certificate is true of a path of the pki engine: a service that checks no CRL accepts its leases until they expire.
-func (r *Recipe) Certificate() bool {
-	return len(r.segments) == 3 && slices.Contains([]string{"issue", "sign"}, r.segments[1].prefix())
 }

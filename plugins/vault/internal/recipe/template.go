@@ -117,10 +117,16 @@ func badValue(value string) string {
 	case value == "." || strings.Contains(value, ".."):
 		return `is "." or holds ".."`
 	}
-	for _, r := range value {
-		if strings.ContainsRune(`/\*+%?#{}`, r) || unicode.IsControl(r) || unicode.IsSpace(r) || !unicode.IsPrint(r) {
-			return fmt.Sprintf("holds %q, which no parameter may", r)
-		}
+	if i := strings.IndexFunc(value, refused); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(value[i:])
+		return fmt.Sprintf("holds %q, which no parameter may", r)
 	}
 	return ""
+}
+
+// refusedRunes mean something to Vault's paths or policies, or to URLs.
+const refusedRunes = `/ \ * + % ? # { } "`
+
+func refused(r rune) bool {
+	return strings.ContainsRune(refusedRunes, r) || unicode.IsSpace(r) || !unicode.IsPrint(r)
 }

@@ -1,6 +1,7 @@
 package rest
 
 import (
+	"bytes"
 	"encoding/json"
 
 	"github.com/stint-dev/stint/plugins/secret"
@@ -61,7 +62,7 @@ func (r *Reply) Wipe() {
 // wiped; tokens and the passwords of Vault's engines have none.
 func Text(raw []byte) ([]byte, error) {
 	n := len(raw)
-	if n >= 2 && raw[0] == '"' && raw[n-1] == '"' && !hasEscape(raw) {
+	if n >= 2 && raw[0] == '"' && raw[n-1] == '"' && !bytes.ContainsRune(raw, '\\') {
 		return append([]byte(nil), raw[1:n-1]...), nil
 	}
 	var s string
@@ -69,15 +70,6 @@ func Text(raw []byte) ([]byte, error) {
 		return nil, errNotJSON
 	}
 	return []byte(s), nil
-}
-
-func hasEscape(raw []byte) bool {
-	for _, c := range raw {
-		if c == '\\' {
-			return true
-		}
-	}
-	return false
 }
 
 // Decode reads one public value of the data into out, and reports whether it was there and had the right shape.
