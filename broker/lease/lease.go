@@ -117,10 +117,14 @@ type Lease struct {
 var ErrState = errors.New("lease is not in the state for this")
 
 // Activate records that the credential exists and may be handed out. The caller commits the result on the condition that
-// the lease is still INTENT (or not there) and its task ACTIVE.
+// the lease is still INTENT (or not there) and its task ACTIVE. An intent whose end was asked for meanwhile is not
+// activated: its answer came too late (see [Lease.Unreleased]).
 func (l Lease) Activate(c plugins.Credential) (Lease, error) {
 	if l.State != Intent {
 		return l, l.wrong("activate")
+	}
+	if !l.AskedAt.IsZero() {
+		return l, fmt.Errorf("activate a lease whose end was asked for (%s): %w", l.Cause, ErrState)
 	}
 	l.State, l.Handle, l.PublicRef, l.NotAfter = Active, c.Handle, c.PublicRef, c.NotAfter
 	l.Chain, l.Bundle, l.NextAt, l.SweepAt = c.Chain, c.Bundle, c.NotAfter, time.Time{}
@@ -156,10 +160,12 @@ func (l Lease) Nothing(now time.Time) (Lease, error) {
 
 // AskEnd records that the lease must end, from now on. An INTENT keeps its horizon. Asking twice keeps the first cause.
 func (l Lease) AskEnd(now time.Time, why Cause) Lease {
-	if l.State.Final() || !l.AskedAt.IsZero() {
+	if l.State.Final() {
 		return l
 	}
-	l.Cause, l.AskedAt = why, now
+	if l.AskedAt.IsZero() {
+		l.Cause, l.AskedAt = why, now
+	}
 	if l.State == Active {
 		l.State, l.NextAt = Revoking, now
 	}
@@ -193,6 +199,9 @@ func (l Lease) End(e plugins.Ending) (Lease, error) {
 	if err != nil {
 		return l, err
 	}
+	if next == Lapsing && e.UsableUntil.IsZero() {
+		return l, fmt.Errorf("a pending end without its instant would never be looked at again: %w", ErrState)
+	}
 	l.State, l.Proof, l.ProofDetail = next, e.Proof, e.Detail
 	l.UsableUntil, l.UncheckedUntil = e.UsableUntil, e.UncheckedUntil
 	l.Attempts, l.LastError, l.Stuck, l.ClaimUntil = 0, "", false, time.Time{}
@@ -223,14 +232,19 @@ func stateAfter(p plugins.Proof) (State, error) {
 	}
 }
 
-// Retry records a failed attempt to end the lease and when the next one is due.
+// Retry records a failed attempt to end the lease and when the next one is due. The lease is stuck if its end has been
+// due since before stuckSince: since it was asked for, or for one that lapses by itself, since its instant.
 func (l Lease) Retry(next time.Time, why string, stuckSince time.Time) (Lease, error) {
 	if l.State != Revoking && l.State != Lapsing {
 		return l, l.wrong("retry")
 	}
 	l.Attempts++
 	l.NextAt, l.LastError, l.ClaimUntil = next, why, time.Time{}
-	l.Stuck = l.AskedAt.Before(stuckSince)
+	due := l.AskedAt
+	if l.State == Lapsing {
+		due = l.UsableUntil
+	}
+	l.Stuck = due.Before(stuckSince)
 	return l, nil
 }
 
