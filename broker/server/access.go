@@ -1,0 +1,130 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+
+	"github.com/stint-dev/stint/attestor"
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/fault"
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+)
+
+// rule says who may call a method. The zero rule is for nobody.
+type rule struct {
+	// agents are the methods of attestation by which callers without an administration role may call. What an agent may
+	// do to which task is for the broker to say.
+	agents []attestor.Method
+	// admins are the administration roles that may.
+	admins []attestor.AdminRole
+	// open methods may also be called without an identity.
+	open bool
+	// ends marks methods that end something: they are never slowed down.
+	ends bool
+}
+
+// accessTable is the one table of who may call what. Holders of an administration role are never agents.
+func accessTable() map[string]rule {
+	var (
+		svid   = []attestor.Method{attestor.MethodX509, attestor.MethodJWT}
+		x509   = []attestor.Method{attestor.MethodX509}
+		all    = attestor.AdminRoles()
+		apply  = []attestor.AdminRole{attestor.RoleAdmin}
+		stop   = []attestor.AdminRole{attestor.RoleAdmin, attestor.RoleOperator}
+		audits = []attestor.AdminRole{attestor.RoleAdmin, attestor.RoleAuditor}
+	)
+	return map[string]rule{
+		stintv1.TaskService_DeclareTask_FullMethodName:        {agents: svid},
+		stintv1.TaskService_GetTask_FullMethodName:            {agents: svid, admins: all},
+		stintv1.TaskService_ListTasks_FullMethodName:          {agents: svid},
+		stintv1.TaskService_WatchTask_FullMethodName:          {agents: svid},
+		stintv1.TaskService_KeepAlive_FullMethodName:          {agents: svid, ends: true},
+		stintv1.TaskService_CompleteTask_FullMethodName:       {agents: svid, ends: true},
+		stintv1.TaskService_ListAvailableRoles_FullMethodName: {agents: svid},
+		stintv1.TaskService_WhoAmI_FullMethodName:             {agents: svid, admins: all},
+
+		stintv1.CredentialService_IssueCredential_FullMethodName: {agents: svid},
+		stintv1.CredentialService_GetLease_FullMethodName:        {agents: svid, admins: all},
+		stintv1.CredentialService_ListLeases_FullMethodName:      {agents: svid},
+		stintv1.CredentialService_RevokeLease_FullMethodName:     {agents: svid, admins: stop, ends: true},
+
+		stintv1.AdminService_Apply_FullMethodName:          {admins: apply},
+		stintv1.AdminService_GetResource_FullMethodName:    {admins: all},
+		stintv1.AdminService_ListResources_FullMethodName:  {admins: all},
+		stintv1.AdminService_DeleteResource_FullMethodName: {admins: apply, ends: true},
+		stintv1.AdminService_ListAllTasks_FullMethodName:   {admins: all},
+		stintv1.AdminService_ListAllLeases_FullMethodName:  {admins: all},
+		stintv1.AdminService_StopTask_FullMethodName:       {admins: stop, ends: true},
+		stintv1.AdminService_WhoIs_FullMethodName:          {admins: all},
+
+		stintv1.AuditService_ListRecords_FullMethodName:         {admins: audits},
+		stintv1.AuditService_StreamRecords_FullMethodName:       {admins: audits},
+		stintv1.AuditService_GetCheckpoint_FullMethodName:       {agents: x509, admins: all},
+		stintv1.AuditService_GetInclusionProof_FullMethodName:   {admins: audits},
+		stintv1.AuditService_GetConsistencyProof_FullMethodName: {agents: x509, admins: all},
+		stintv1.AuditService_GetReceipt_FullMethodName:          {agents: x509, admins: audits},
+
+		grpc_health_v1.Health_Check_FullMethodName: {open: true, agents: svid, admins: all},
+		grpc_health_v1.Health_List_FullMethodName:  {open: true, agents: svid, admins: all},
+		grpc_health_v1.Health_Watch_FullMethodName: {open: true, agents: svid, admins: all},
+
+		grpc_reflection_v1.ServerReflection_ServerReflectionInfo_FullMethodName:      {agents: svid, admins: all},
+		grpc_reflection_v1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: {agents: svid, admins: all},
+	}
+}
+
+// authorise holds the caller against the table.
+func (s *Server) authorise(ctx context.Context, c *call, next func(context.Context) error) error {
+	id := c.caller.Identity
+	switch {
+	case id.IsZero() && c.rule.open:
+	case c.caller.Admin != "" && slices.Contains(c.rule.admins, c.caller.Admin):
+	case c.caller.Admin == "" && slices.Contains(c.rule.agents, id.Method):
+	default:
+		refusal := forbidden(c)
+		s.cfg.Broker.Refused(actorOf(id), refusal.Reason)
+		return refusal
+	}
+	return next(ctx)
+}
+
+// forbidden says why a caller may not call a method.
+func forbidden(c *call) *fault.Error {
+	id, held := c.caller.Identity, c.caller.Admin
+	switch {
+	case held != "" && len(c.rule.admins) == 0 && len(c.rule.agents) > 0:
+		return fault.New(fault.NoProfile, fmt.Sprintf("%s administers (%s) and is no agent; call with an agent's SVID", id, held))
+	case held != "":
+		return fault.New(fault.AdminRoleRequired, fmt.Sprintf("this is for the administration roles %s; %s is %s", list(c.rule.admins), id, held))
+	case id.Method == attestor.MethodJWT:
+		return fault.New(fault.AdminRoleRequired, "a JWT-SVID is never accepted for this; call over mTLS with an X.509-SVID")
+	}
+	return fault.New(fault.AdminRoleRequired, fmt.Sprintf("this is for the administration roles %s; %s has none", list(c.rule.admins), id))
+}
+
+// list writes roles for people: "admin, operator".
+func list(roles []attestor.AdminRole) string {
+	text := ""
+	for i, r := range roles {
+		if i > 0 {
+			text += ", "
+		}
+		text += string(r)
+	}
+	return text
+}
+
+// actorOf is how records name an identity.
+func actorOf(id attestor.Identity) audit.Actor {
+	a := audit.Actor{ID: id.String(), Method: string(id.Method)}
+	if id.Method == attestor.MethodLocal {
+		uid := id.Local.UID
+		a.UID = &uid
+	}
+	return a
+}

@@ -1,0 +1,60 @@
+package server
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	protobuf "google.golang.org/protobuf/proto"
+
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+)
+
+// smallestPooled is a capacity that gRPC returns to the pool when it is done, and does not leave to the collector.
+const smallestPooled = 4 << 10
+
+// clearing is a buffer pool that forgets: buffers hold tokens and secrets.
+type clearing struct{ mem.BufferPool }
+
+// Put clears the whole buffer before it is used again.
+func (c clearing) Put(b *[]byte) {
+	clear((*b)[:cap(*b)])
+	c.BufferPool.Put(b)
+}
+
+// codec is the protobuf codec, but that an answer with a secret leaves none behind: it is marshalled into a buffer that is
+// cleared after it was sent, and the secret in the message is overwritten at once.
+type codec struct{ pool mem.BufferPool }
+
+// Name implements [encoding.CodecV2].
+func (codec) Name() string { return proto.Name }
+
+// Unmarshal implements [encoding.CodecV2].
+func (codec) Unmarshal(data mem.BufferSlice, v any) error {
+	return encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
+}
+
+// Marshal implements [encoding.CodecV2].
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	issued, ok := v.(*stintv1.IssueCredentialResponse)
+	if !ok || issued.GetSecret() == nil {
+		return encoding.GetCodecV2(proto.Name).Marshal(v)
+	}
+	defer wipe(issued.GetSecret())
+	buf := c.pool.Get(max(protobuf.Size(issued), smallestPooled))
+	raw, err := protobuf.MarshalOptions{UseCachedSize: true}.MarshalAppend((*buf)[:0], issued)
+	if err != nil {
+		c.pool.Put(buf)
+		return nil, fmt.Errorf("marshal an issued credential: %w", err)
+	}
+	*buf = raw
+	return mem.BufferSlice{mem.NewBuffer(buf, c.pool)}, nil
+}
+
+// wipe overwrites a secret that was marshalled.
+func wipe(secret *stintv1.SecretCredential) {
+	for _, field := range secret.GetFields() {
+		clear(field)
+	}
+}
