@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -47,9 +48,7 @@ func (s *suite) roles(t *testing.T) {
 	broken := s.Role
 	broken.Config = []byte(`{`)
 	bad["damaged JSON"] = broken
-	for name, role := range s.BadRoles {
-		bad[name] = role
-	}
+	maps.Copy(bad, s.BadRoles)
 	for name, role := range bad {
 		_, err := s.Backend.CheckRole(role)
 		if !errors.Is(err, plugins.ErrInvalidRole) {

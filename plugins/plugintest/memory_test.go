@@ -13,9 +13,9 @@ import (
 
 const horizon = 30 * time.Second
 
-func request(lease byte) plugins.Request {
+func request() plugins.Request {
 	return plugins.Request{
-		Lease: plugins.LeaseID{0: 1, 15: lease}, Role: plugins.Role{Name: "r"}, NotAfter: time.Now().Add(time.Hour),
+		Lease: plugins.LeaseID{0: 1, 15: 1}, Role: plugins.Role{Name: "r"}, NotAfter: time.Now().Add(time.Hour),
 	}
 }
 
@@ -23,7 +23,7 @@ func request(lease byte) plugins.Request {
 func TestLostAnswerLeavesACredential(t *testing.T) {
 	m := plugintest.NewMemory(plugintest.MemoryConfig{Horizon: horizon})
 	m.LoseNext(plugintest.OpIssue)
-	req := request(1)
+	req := request()
 	_, err := m.Issue(t.Context(), req)
 	if !errors.Is(err, plugins.ErrUnavailable) || errors.Is(err, plugins.ErrNotIssued) {
 		t.Fatalf("lost answer: %v, want ErrUnavailable and not ErrNotIssued", err)
@@ -41,7 +41,7 @@ func TestLostAnswerLeavesACredential(t *testing.T) {
 func TestLateEffectOutlivesAnEarlySweep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := plugintest.NewPreparing(plugintest.MemoryConfig{Horizon: horizon})
-		req := request(1)
+		req := request()
 		var err error
 		if req.Prepared, err = p.Prepare(t.Context(), req); err != nil {
 			t.Fatal(err)
@@ -89,7 +89,7 @@ func TestFaultsHaveNoEffectBeforeAndOneAfter(t *testing.T) {
 				c.inject(m)
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				_, err := m.Issue(ctx, request(1))
+				_, err := m.Issue(ctx, request())
 				if !errors.Is(err, c.want) || errors.Is(err, plugins.ErrNotIssued) != c.notIssued {
 					t.Errorf("error %v, want %v and ErrNotIssued %t", err, c.want, c.notIssued)
 				}
@@ -120,7 +120,7 @@ func TestKindsOfEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := plugintest.NewMemory(plugintest.MemoryConfig{})
-				req := request(1)
+				req := request()
 				req.Role.Config, req.Role.AcceptPermanent = []byte(c.config), true
 				cred, err := m.Issue(t.Context(), req)
 				if err != nil || !m.Works(t.Context(), cred) {

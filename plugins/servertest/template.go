@@ -29,6 +29,7 @@ const ProvisionerTemplate = `{{- $s := .Token.stint -}}
 {{- with $s.crls }}
 	"crlDistributionPoints": {{ toJson . }},
 {{- end }}
+	"basicConstraints": {"isCA": false},
 	"keyUsage": ["digitalSignature"],
 	"extKeyUsage": {{ toJson $s.ekus }}
 }`

@@ -32,7 +32,7 @@ const (
 
 // limits is what a request may ask for.
 type limits struct {
-	uri        string            // the only URI, "" for none
+	uri        string            // the only URI
 	commonName string            // the only subject, "" for none
 	allows     func(string) bool // whether a DNS name may be asked for
 }
@@ -151,17 +151,11 @@ func checkNames(der []byte, may limits) ([]string, error) {
 		if rest, err = asn1.Unmarshal(rest, &name); err != nil || name.Class != asn1.ClassContextSpecific {
 			return nil, rejectf("its alternative names are damaged")
 		}
-		text := string(name.Bytes)
-		switch {
-		case name.Tag == tagURI && text == may.uri && may.uri != "":
-		case name.Tag == tagURI:
-			return nil, rejectf("URI %.200q; the only one it may ask for is %s", text, may.uri)
-		case name.Tag == tagDNS && may.allows(text):
-			asked = append(asked, text)
-		case name.Tag == tagDNS:
-			return nil, rejectf("DNS name %.80q is not among the role's dns_names", text)
-		default:
-			return nil, rejectf("alternative name of kind %s; only DNS names and the task's URI are allowed", nameKind(name.Tag))
+		if err = checkName(name.Tag, string(name.Bytes), may); err != nil {
+			return nil, err
+		}
+		if name.Tag == tagDNS {
+			asked = append(asked, string(name.Bytes))
 		}
 	}
 	slices.Sort(asked)
@@ -170,6 +164,20 @@ func checkNames(der []byte, may limits) ([]string, error) {
 		return nil, rejectf("%d DNS names; at most %d are allowed", len(asked), maxNames)
 	}
 	return asked, nil
+}
+
+// checkName lets the task's URI and the role's DNS names pass.
+func checkName(tag int, text string, may limits) error {
+	switch {
+	case tag == tagURI && text == may.uri, tag == tagDNS && may.allows(text):
+		return nil
+	case tag == tagURI:
+		return rejectf("URI %.200q; the only one it may ask for is %s", text, may.uri)
+	case tag == tagDNS:
+		return rejectf("DNS name %.80q is not among the role's dns_names", text)
+	default:
+		return rejectf("alternative name of kind %s; only DNS names and the task's URI are allowed", nameKind(tag))
+	}
 }
 
 func nameKind(tag int) string {

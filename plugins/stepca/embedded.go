@@ -32,7 +32,7 @@ func openEmbedded(s *settings, logger *zap.Logger) (*embedded, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir := s.Config.Embedded.DataDir
+	dir := s.Embedded.DataDir
 	r := &revocations{
 		settings: s, issuer: is, signer: ca, logger: logger, path: filepath.Join(dir, crlFile), group: newGroup[revocation](),
 	}
@@ -104,6 +104,6 @@ func (e *embedded) check(context.Context, []plugins.Role) []plugins.Finding {
 	return []plugins.Finding{{
 		Severity: plugins.Weakens, Subject: "issuing CA",
 		Problem: "it ends at " + end.UTC().Format(time.RFC3339) + "; nothing is signed beyond that",
-		Remedy:  "set issuer_cert and issuer_key to a new CA, or remove " + e.settings.Config.Embedded.DataDir + " to have one made",
+		Remedy:  "set issuer_cert and issuer_key to a new CA, or remove " + e.settings.Embedded.DataDir + " to have one made",
 	}}
 }

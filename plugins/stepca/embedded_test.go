@@ -139,22 +139,18 @@ func TestOpenSSLAgrees(t *testing.T) {
 	cred, _ := issue(t, b, req)
 	write := func(name, kind string, der []byte) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 		return path
 	}
 	cert, root := write("cert.pem", pemCertificate, cred.Chain[0]), write("root.pem", pemCertificate, cred.Bundle[0])
 	verify := func() (string, error) {
-		der, err := b.CRL(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		der, crlErr := b.CRL(t.Context())
+		must(t, crlErr)
 		crl := write("crl.pem", "X509 CRL", der)
-		out, err := exec.CommandContext(t.Context(), openssl, "verify", "-x509_strict", "-crl_check_all", "-CAfile", root, "-CRLfile", crl, cert).CombinedOutput()
-		return string(out), err
+		out, outErr := exec.CommandContext(t.Context(), openssl, "verify", "-x509_strict", "-crl_check_all", "-CAfile", root, "-CRLfile", crl, cert).CombinedOutput()
+		return string(out), outErr
 	}
-	if out, err := verify(); err != nil {
+	if out, verifyErr := verify(); verifyErr != nil {
 		t.Fatalf("openssl verify: %s", out)
 	}
 	out, err := exec.CommandContext(t.Context(), openssl, "x509", "-noout", "-serial", "-in", cert).Output()

@@ -28,7 +28,7 @@ func writeFile(path string, content []byte) error {
 
 // syncDir makes a rename in the directory durable.
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // the operator's own data directory
+	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}

@@ -61,7 +61,7 @@ type issuer struct {
 
 // openIssuer takes the operator's CA, or the one in the data directory, or makes one there.
 func openIssuer(s *settings, now time.Time) (*issuer, error) {
-	c := s.Config.Embedded
+	c := s.Embedded
 	if c.DataDir == "" {
 		return nil, fmt.Errorf("%w: no data directory", errConfig)
 	}
@@ -97,7 +97,7 @@ func openIssuer(s *settings, now time.Time) (*issuer, error) {
 
 // readIfThere returns nothing for a file that does not exist.
 func readIfThere(path string) ([]byte, error) {
-	content, err := os.ReadFile(path) //nolint:gosec // the operator's own data directory
+	content, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read %s: %w", filepath.Base(path), err)
 	}
@@ -106,7 +106,7 @@ func readIfThere(path string) ([]byte, error) {
 
 // readOwn reads the CA that was made here.
 func readOwn(dir string, cert []byte) (*issuer, error) {
-	key, err := os.ReadFile(filepath.Join(dir, keyFile)) //nolint:gosec // the operator's own data directory
+	key, err := os.ReadFile(filepath.Join(dir, keyFile))
 	if err != nil {
 		return nil, fmt.Errorf("%w: read CA key: %w", errConfig, err)
 	}
@@ -182,7 +182,7 @@ func makeRoot(s *settings, now time.Time) (*issuer, error) {
 		return nil, fmt.Errorf("encode CA key: %w", err)
 	}
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: encoded})
-	if err := writeFile(filepath.Join(s.Config.Embedded.DataDir, keyFile), keyPEM); err != nil {
+	if err := writeFile(filepath.Join(s.Embedded.DataDir, keyFile), keyPEM); err != nil {
 		return nil, err
 	}
 	return &issuer{cert: cert, signer: key, roots: []*x509.Certificate{cert}, file: certFile}, nil

@@ -49,7 +49,7 @@ type remote struct {
 }
 
 func newRemote(s *settings, logger *zap.Logger) (*remote, error) {
-	c := s.Config.Remote
+	c := s.Remote
 	if !isURL(c.URL, "https") {
 		return nil, fmt.Errorf("%w: url %q is no https URL", errConfig, c.URL)
 	}
@@ -116,7 +116,7 @@ func (r *remote) accept(ctx context.Context, l *leaf, body []byte) ([][]byte, er
 // parseSigned reads the chain out of the answer to a request to sign, leaf first and without roots.
 func parseSigned(body []byte) ([]*x509.Certificate, error) {
 	var answer struct {
-		Chain []string `json:"certChain"` //nolint:tagliatelle // step-ca's name
+		Chain []string `json:"certChain"`
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return nil, errors.New("step-ca's answer is damaged")

@@ -27,7 +27,7 @@ type provisioner struct {
 	Claims *provisionerClaims `json:"claims"`
 }
 
-//nolint:tagliatelle // step-ca's names
+// provisionerClaims are the claims that matter here.
 type provisionerClaims struct {
 	MinTLS          string `json:"minTLSCertDuration"`
 	MaxTLS          string `json:"maxTLSCertDuration"`
@@ -54,7 +54,7 @@ func (r *remote) provisioners(ctx context.Context) ([]provisioner, error) {
 		}
 		var page struct {
 			Provisioners []provisioner `json:"provisioners"`
-			Next         string        `json:"nextCursor"` //nolint:tagliatelle // step-ca's name
+			Next         string        `json:"nextCursor"`
 		}
 		if err := json.Unmarshal(body, &page); err != nil {
 			return nil, fmt.Errorf("%w: read provisioners: %w", plugins.ErrUnavailable, err)
@@ -68,7 +68,7 @@ func (r *remote) provisioners(ctx context.Context) ([]provisioner, error) {
 }
 
 func (r *remote) checkProvisioners(all []provisioner, roles []plugins.Role) []plugins.Finding {
-	name := r.settings.Config.Remote.Provisioner
+	name := r.settings.Remote.Provisioner
 	var found []plugins.Finding
 	mine := slices.IndexFunc(all, func(p provisioner) bool {
 		return p.Type == "JWK" && p.Name == name && p.Key.KeyID == r.tokens.keyID
@@ -94,7 +94,7 @@ func (r *remote) checkClaims(c *provisionerClaims, roles []plugins.Role) []plugi
 	if c == nil {
 		c = &provisionerClaims{}
 	}
-	subject := "provisioner " + r.settings.Config.Remote.Provisioner
+	subject := "provisioner " + r.settings.Remote.Provisioner
 	var found []plugins.Finding
 	switch {
 	case c.DisableRenewal == nil:

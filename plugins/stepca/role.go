@@ -27,9 +27,9 @@ type roleConfig struct {
 	// Usages are client_auth and server_auth; client_auth when left out.
 	Usages []string `json:"usages"`
 	// CommonName is a text/template over .agent.name, .agent.id and .task.name; no subject when left out.
-	CommonName string `json:"common_name"` //nolint:tagliatelle // the form that operators write
+	CommonName string `json:"common_name"`
 	// DNSNames are exact names, or patterns such as *.jobs.example.org whose star is one label.
-	DNSNames []string `json:"dns_names"` //nolint:tagliatelle // the form that operators write
+	DNSNames []string `json:"dns_names"`
 }
 
 // role is a checked section.
@@ -54,7 +54,7 @@ func parseRole(config []byte) (role, error) {
 	}
 	for _, name := range raw.DNSNames {
 		if !isDNSName(strings.TrimPrefix(name, "*.")) {
-			return role{}, fmt.Errorf("%w: certificate.dns_names: %q is no lower-case DNS name, nor one after *.", plugins.ErrInvalidRole, name)
+			return role{}, fmt.Errorf("%w: certificate.dns_names: %q is no lower-case DNS name, nor *. and one", plugins.ErrInvalidRole, name)
 		}
 	}
 	r.dns = raw.DNSNames
@@ -183,9 +183,11 @@ func (r role) names(asked []string) []string {
 	return slices.DeleteFunc(slices.Clone(r.dns), func(n string) bool { return strings.HasPrefix(n, "*.") })
 }
 
-// isDNSName reports whether text is a lower-case host name in the preferred syntax (RFC 1034 section 3.5, RFC 1123).
+// isDNSName reports whether text is a lower-case host name in the preferred syntax (RFC 1034 section 3.5, RFC 1123
+// section 2.1) and no IPv4 address.
 func isDNSName(text string) bool {
-	if text == "" || len(text) > 253 {
+	last := text[strings.LastIndexByte(text, '.')+1:]
+	if text == "" || len(text) > 253 || strings.Trim(last, "0123456789") == "" {
 		return false
 	}
 	for label := range strings.SplitSeq(text, ".") {

@@ -61,9 +61,9 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 	}
 	b := &Backend{settings: &s}
 	if s.Mode == Remote {
-		ca, err := newRemote(&s, logger)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", plugins.ErrMisconfigured, cfg.Instance, err)
+		ca, remoteErr := newRemote(&s, logger)
+		if remoteErr != nil {
+			return nil, fmt.Errorf("%w: %s: %w", plugins.ErrMisconfigured, cfg.Instance, remoteErr)
 		}
 		b.ca, b.health, b.horizon = ca, ca, remoteHorizon
 		return b, nil

@@ -2,26 +2,33 @@ package stepca
 
 // ProvisionerTemplate is the X.509 template that the JWK provisioner of a remote step-ca must have
 // (authority.provisioners[].options.x509.template in ca.json). It takes from the one-time token what the embedded CA
-// decides itself: the serial number (the lease ID), the common name, the usages and the extension. Names come from
-// the token's sans, the validity from the request, and the rest of a request to sign is ignored. Without it step-ca
+// decides itself; the validity comes from the request, and of the CSR only the key is used. Without it step-ca
 // chooses serial numbers itself, and the backend refuses what it issues.
 //
-// The claim "stint" of a token is:
+// The claim "stint" of a token holds:
 //
-//	{"serial": "<decimal>", "common_name": "", "usages": ["clientAuth"], "crl_urls": ["http://…"],
-//	 "extension": {"id": "1.3.6.1.4.1.99999.1.1", "value": "<base64>"}}
-const ProvisionerTemplate = `{
-	"serialNumber": {{ toJson .Token.stint.serial }},
-	"subject": {{ if .Token.stint.common_name }}{"commonName": {{ toJson .Token.stint.common_name }}}{{ else }}{}{{ end }},
-	"sans": {{ toJson .SANs }},
-	"keyUsage": ["digitalSignature"],
-	"extKeyUsage": {{ toJson .Token.stint.usages }},
+//	serial      string, the serial number in decimal: the lease ID
+//	cn          string, the common name; absent for an empty subject
+//	sans        []string, the SPIFFE ID and the DNS names
+//	ekus        []string, "clientAuth", "serverAuth"
+//	extensions  []{id: dotted OID, critical: bool, value: base64 of the DER}
+//	crls        []string, CRL distribution points; may be absent
+const ProvisionerTemplate = `{{- $s := .Token.stint -}}
+{{- if not (and $s $s.serial $s.sans $s.ekus) }}{{ fail "the token has no complete stint claim" }}{{ end -}}
+{
+	"serialNumber": {{ toJson $s.serial }},
+	"subject": { {{- if $s.cn }}"commonName": {{ toJson $s.cn }}{{ end -}} },
+	"sans": [
+{{- range $i, $san := $s.sans }}{{ if $i }}, {{ end -}}
+		{"type": "{{ if hasPrefix "spiffe://" $san }}uri{{ else }}dns{{ end }}", "value": {{ toJson $san }}}
+{{- end }}],
+{{- with $s.extensions }}
+	"extensions": {{ toJson . }},
+{{- end }}
+{{- with $s.crls }}
+	"crlDistributionPoints": {{ toJson . }},
+{{- end }}
 	"basicConstraints": {"isCA": false},
-	"crlDistributionPoints": {{ toJson .Token.stint.crl_urls }},
-	"extensions": [{
-		"id": {{ toJson .Token.stint.extension.id }},
-		"critical": false,
-		"value": {{ toJson .Token.stint.extension.value }}
-	}]
-}
-`
+	"keyUsage": ["digitalSignature"],
+	"extKeyUsage": {{ toJson $s.ekus }}
+}`

@@ -49,20 +49,23 @@ type claims struct {
 }
 
 type confirmation struct {
-	Fingerprint string `json:"x5rt#S256"` //nolint:tagliatelle // step-ca's name
+	Fingerprint string `json:"x5rt#S256"`
 }
 
+// stintClaim is what the template makes a certificate of.
 type stintClaim struct {
-	Serial     string         `json:"serial"`
-	CommonName string         `json:"common_name"` //nolint:tagliatelle // read by the template
-	Usages     []string       `json:"usages"`
-	CRLURLs    []string       `json:"crl_urls"` //nolint:tagliatelle // read by the template
-	Extension  stintExtension `json:"extension"`
+	Serial     string           `json:"serial"`
+	CommonName string           `json:"cn,omitempty"`
+	Names      []string         `json:"sans"`
+	Usages     []string         `json:"ekus"`
+	Extensions []stintExtension `json:"extensions"`
+	CRLs       []string         `json:"crls,omitempty"`
 }
 
 type stintExtension struct {
-	ID    string `json:"id"`
-	Value []byte `json:"value"`
+	ID       string `json:"id"`
+	Critical bool   `json:"critical"`
+	Value    []byte `json:"value"`
 }
 
 func newTokens(provisioner string, key secret.Value) (*tokens, error) {
@@ -104,11 +107,11 @@ func (t *tokens) forSign(ctx context.Context, audience string, l *leaf, crlURL s
 	sum := sha256.Sum256(l.csr.Raw)
 	c.Confirmation = &confirmation{Fingerprint: base64.RawURLEncoding.EncodeToString(sum[:])}
 	c.Stint = &stintClaim{
-		Serial: serial(l.lease).String(), CommonName: l.commonName, CRLURLs: []string{},
-		Extension: stintExtension{ID: l.task.Id.String(), Value: l.task.Value},
+		Serial: serial(l.lease).String(), CommonName: l.commonName, Names: c.SANs,
+		Extensions: []stintExtension{{ID: l.task.Id.String(), Value: l.task.Value}},
 	}
 	if crlURL != "" {
-		c.Stint.CRLURLs = []string{crlURL}
+		c.Stint.CRLs = []string{crlURL}
 	}
 	for _, usage := range l.usages {
 		if usage == x509.ExtKeyUsageServerAuth {
@@ -135,7 +138,8 @@ func (t *tokens) claims(ctx context.Context, audience string) claims {
 	}
 	return claims{Claims: jwt.Claims{
 		ID: rand.Text(), Issuer: t.provisioner, Audience: jwt.Audience{audience},
-		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(end),
+		// rounded up, because step-ca refuses what was signed in the second of its start, before it
+		IssuedAt: jwt.NewNumericDate(now.Add(time.Second)), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(end),
 	}}
 }
 

@@ -55,7 +55,7 @@ func ParseURI(id spiffeid.ID) (agent spiffeid.ID, taskID string, err error) {
 		return spiffeid.ID{}, "", fmt.Errorf("%w: its path does not end in %s<task ID>", ErrNotTaskURI, taskSegment)
 	}
 	taskID = rest[at+len(taskSegment):]
-	if err := checkTaskID(taskID); err != nil {
+	if err = checkTaskID(taskID); err != nil {
 		return spiffeid.ID{}, "", err
 	}
 	agent, err = parseAgent(rest[:at])
