@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"go.uber.org/zap"
+
+	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/stepca"
+	"github.com/stint-dev/stint/plugins/vault"
+)
+
+// surroundings is what a plugin may need of the daemon.
+type surroundings struct {
+	cfg *config.Config
+	// jwt fetches the daemon's own JWT-SVIDs; nil where there is no identity yet, as in an offline check.
+	jwt    jwtsvid.Source
+	logger *zap.Logger
+}
+
+// builtin makes a backend from its block of the configuration.
+type builtin struct {
+	name string
+	open func(block config.Backend, s surroundings) (plugins.Backend, error)
+}
+
+// builtins is the only list of concrete plugins.
+func builtins() []builtin {
+	return []builtin{
+		{name: "stepca", open: openStepCA},
+		{name: "vault", open: openVault},
+	}
+}
+
+// builtinNames lists the plugins for the configuration, which refuses any other.
+func builtinNames() []string {
+	names := make([]string, 0, len(builtins()))
+	for _, b := range builtins() {
+		names = append(names, b.name)
+	}
+	return names
+}
+
+// openBackends makes every configured backend, or says everything that is wrong with them.
+func openBackends(s surroundings) (map[string]plugins.Backend, []error) {
+	out := make(map[string]plugins.Backend, len(s.cfg.Backends))
+	var faults []error
+	for _, block := range s.cfg.Backends {
+		for _, b := range builtins() {
+			if b.name != block.Type {
+				continue
+			}
+			backend, err := b.open(block, s)
+			if err != nil {
+				faults = append(faults, fmt.Errorf("backend %s: %w", block.ID(), err))
+				continue
+			}
+			out[block.ID()] = backend
+		}
+	}
+	return out, faults
+}
+
+// vaultBlock is what stands in backend "vault" "NAME" { … }.
+type vaultBlock struct {
+	Address            string          `hcl:"address"`
+	CAFile             string          `hcl:"ca_file,optional"`
+	Namespace          string          `hcl:"namespace,optional"`
+	TokenRole          string          `hcl:"token_role,optional"`
+	MaxRequestDuration config.Duration `hcl:"max_request_duration,optional"`
+	RequestTimeout     config.Duration `hcl:"request_timeout,optional"`
+	Auth               []vaultAuth     `hcl:"auth,block"`
+}
+
+// vaultAuth is auth "jwt" { … }, auth "approle" { … } or auth "token" { … }.
+type vaultAuth struct {
+	Kind string   `hcl:"kind,label"`
+	Body hcl.Body `hcl:",remain"`
+}
+
+func openVault(block config.Backend, s surroundings) (plugins.Backend, error) {
+	var v vaultBlock
+	if err := config.DecodeBackend(block, &v); err != nil {
+		return nil, err
+	}
+	if len(v.Auth) != 1 {
+		return nil, fmt.Errorf(`%d auth blocks; write one of auth "jwt", auth "approle", auth "token"`, len(v.Auth))
+	}
+	auth, err := vaultLogin(v.Auth[0], s)
+	if err != nil {
+		return nil, err
+	}
+	return vault.New(vault.Config{
+		Instance: block.ID(), Address: v.Address, CAFile: v.CAFile, Namespace: v.Namespace, TokenRole: v.TokenRole,
+		MaxRequestDuration: v.MaxRequestDuration.Value(), RequestTimeout: v.RequestTimeout.Value(), Auth: auth,
+	}, s.logger)
+}
+
+func vaultLogin(a vaultAuth, s surroundings) (vault.Auth, error) {
+	name := `auth "` + a.Kind + `"`
+	switch a.Kind {
+	case "jwt":
+		var b struct {
+			Mount    string `hcl:"mount,optional"`
+			Role     string `hcl:"role"`
+			Audience string `hcl:"audience"`
+		}
+		b.Mount = "jwt"
+		if err := config.DecodeBlock(name, a.Body, &b); err != nil {
+			return vault.Auth{}, err
+		}
+		return vault.Auth{JWT: &vault.JWTAuth{Mount: b.Mount, Role: b.Role, Audience: b.Audience, Source: jwtFrom(s.jwt)}}, nil
+	case "approle":
+		var b struct {
+			Mount    string           `hcl:"mount,optional"`
+			RoleID   string           `hcl:"role_id"`
+			SecretID config.SecretRef `hcl:"secret_id"`
+		}
+		if err := config.DecodeBlock(name, a.Body, &b); err != nil {
+			return vault.Auth{}, err
+		}
+		load := func(context.Context) (secret.Value, error) { return b.SecretID.Load() }
+		return vault.Auth{AppRole: &vault.AppRoleAuth{Mount: b.Mount, RoleID: b.RoleID, SecretID: load}}, nil
+	case "token":
+		var b struct {
+			File string `hcl:"file"`
+		}
+		if err := config.DecodeBlock(name, a.Body, &b); err != nil {
+			return vault.Auth{}, err
+		}
+		return vault.Auth{Token: &vault.TokenAuth{File: b.File}}, nil
+	default:
+		return vault.Auth{}, fmt.Errorf("%s: unknown kind; there are jwt, approle, token", name)
+	}
+}
+
+// jwtFrom fetches the daemon's own JWT-SVID anew for each login.
+func jwtFrom(source jwtsvid.Source) func(context.Context, string) (secret.Value, error) {
+	return func(ctx context.Context, audience string) (secret.Value, error) {
+		if source == nil {
+			return secret.Value{}, fmt.Errorf("no source of JWT-SVIDs: %w", plugins.ErrMisconfigured)
+		}
+		svid, err := source.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience})
+		if err != nil {
+			return secret.Value{}, fmt.Errorf("fetch own JWT-SVID: %w", err)
+		}
+		return secret.FromString(svid.Marshal()), nil
+	}
+}
+
+// stepcaBlock is what stands in backend "stepca" "NAME" { … }.
+type stepcaBlock struct {
+	Mode         string           `hcl:"mode,optional"`
+	CRLURL       string           `hcl:"crl_url,optional"`
+	CRLValidity  config.Duration  `hcl:"crl_validity,optional"`
+	MaxTTL       config.Duration  `hcl:"max_ttl,optional"`
+	ExtensionArc string           `hcl:"extension_arc,optional"`
+	IssuerCert   string           `hcl:"issuer_cert,optional"`
+	IssuerKey    config.SecretRef `hcl:"issuer_key,optional"`
+	IssuerRoots  string           `hcl:"issuer_roots,optional"`
+	URL          string           `hcl:"url,optional"`
+	RootFile     string           `hcl:"root_file,optional"`
+	Provisioner  string           `hcl:"provisioner,optional"`
+	Key          config.SecretRef `hcl:"key,optional"`
+}
+
+func openStepCA(block config.Backend, s surroundings) (plugins.Backend, error) {
+	var b stepcaBlock
+	if err := config.DecodeBackend(block, &b); err != nil {
+		return nil, err
+	}
+	cfg := stepca.Config{
+		Instance: block.ID(), Mode: stepca.Mode(b.Mode), TaskTrustDomain: s.cfg.TaskTrustDomain.Name(),
+		ExtensionArc: b.ExtensionArc, CRLURL: b.CRLURL, CRLValidity: b.CRLValidity.Value(), MaxTTL: b.MaxTTL.Value(),
+	}
+	var err error
+	if cfg.Mode == stepca.Remote {
+		cfg.Remote, err = b.remote()
+	} else {
+		cfg.Embedded, err = b.embedded(filepath.Join(s.cfg.DataDir, "ca", block.Name))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return stepca.New(cfg, s.logger)
+}
+
+func (b stepcaBlock) remote() (stepca.RemoteConfig, error) {
+	root, err := readPEM("root_file", b.RootFile)
+	if err != nil {
+		return stepca.RemoteConfig{}, err
+	}
+	key, err := loadRef("key", b.Key)
+	return stepca.RemoteConfig{URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key}, err
+}
+
+func (b stepcaBlock) embedded(dir string) (stepca.EmbeddedConfig, error) {
+	cfg := stepca.EmbeddedConfig{DataDir: dir}
+	if b.IssuerCert == "" {
+		return cfg, nil
+	}
+	var err error
+	if cfg.IssuerCert, err = readPEM("issuer_cert", b.IssuerCert); err != nil {
+		return cfg, err
+	}
+	if b.IssuerRoots != "" {
+		if cfg.IssuerRoots, err = readPEM("issuer_roots", b.IssuerRoots); err != nil {
+			return cfg, err
+		}
+	}
+	cfg.IssuerKey, err = loadRef("issuer_key", b.IssuerKey)
+	return cfg, err
+}
+
+func readPEM(key, path string) ([]byte, error) {
+	if path == "" {
+		return nil, fmt.Errorf("%s is missing", key)
+	}
+	raw, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return raw, nil
+}
+
+func loadRef(key string, ref config.SecretRef) (secret.Value, error) {
+	if ref == "" {
+		return secret.Value{}, fmt.Errorf("%s is missing", key)
+	}
+	v, err := ref.Load()
+	if err != nil {
+		return v, fmt.Errorf("%s: %w", key, err)
+	}
+	return v, nil
+}

@@ -1,0 +1,311 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stint-dev/stint/attestor/devdomain"
+	"github.com/stint-dev/stint/broker"
+	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/broker/resource"
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/vault"
+)
+
+const devTrustDomain = "dev.stint.local"
+
+// devOptions are the flags of `stintd dev`.
+type devOptions struct {
+	dataDir   string
+	reset     bool
+	grpc      string
+	http      string
+	noVault   bool
+	vaultAddr string
+	logLevel  string
+	svidTTL   time.Duration
+}
+
+func devCommand() *cobra.Command {
+	var o devOptions
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run everything in one process, for development: identities, CA, ledger, and a Vault where there is one",
+		Long: `Run a broker with a trust domain of its own, an embedded CA, a ledger, and ready-made identities, roles and a profile.
+A development Vault is started when a vault binary is on PATH or in .bin. A Vault that the environment names (VAULT_ADDR)
+is never touched, unless --vault-addr says so; VAULT_TOKEN must then hold a token that may set it up.
+Ctrl-C ends every task, then stops.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return dev(cmd.Context(), o, cmd.OutOrStdout()) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.dataDir, "data-dir", ".stint", "where keys, CA and ledger are kept")
+	f.BoolVar(&o.reset, "reset", false, "start over: remove what --data-dir holds")
+	f.StringVar(&o.grpc, "listen", "127.0.0.1:7846", "address for agents (mTLS)")
+	f.StringVar(&o.http, "http", "127.0.0.1:7847", "address for health, metrics, bundle and CRL")
+	f.BoolVar(&o.noVault, "no-vault", false, "start no development Vault")
+	f.StringVar(&o.vaultAddr, "vault-addr", "", "use this Vault; it is set up with VAULT_TOKEN")
+	f.StringVar(&o.logLevel, "log-level", "warn", "debug, info, warn or error")
+	f.DurationVar(&o.svidTTL, "svid-ttl", 10*time.Minute, "lifetime of the identities' X.509-SVIDs")
+	return cmd
+}
+
+func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
+	started := time.Now()
+	d, err := openDev(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.close()) }()
+	return d.run(ctx, func(ctx context.Context) error {
+		if err := d.writeEnv(); err != nil {
+			return err
+		}
+		d.banner(out, time.Since(started))
+		<-ctx.Done()
+		_, err := fmt.Fprintln(out, "\nEnding every task …")
+		return err
+	})
+}
+
+// devBroker is a broker for development and everything around it.
+type devBroker struct {
+	options devOptions
+	dir     string // absolute
+	fresh   bool
+	domain  *devdomain.Domain
+	vault   *devVault // nil where there is none
+	cfg     *config.Config
+	house   *house
+	files   []resource.File
+	logger  *zap.Logger
+}
+
+// openDev prepares everything; nothing serves yet.
+func openDev(ctx context.Context, o devOptions) (*devBroker, error) {
+	d := &devBroker{options: o}
+	var err error
+	if d.logger, err = newLogger(config.Log{Level: o.logLevel, Format: "console"}); err != nil {
+		return nil, err
+	}
+	if err := d.makeDir(); err != nil {
+		return nil, err
+	}
+	if err := d.openDomain(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.openVault(ctx); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	if d.cfg, err = d.config(); err != nil {
+		return nil, errors.Join(err, d.close())
+	}
+	return d, nil
+}
+
+// makeDir makes the data directory, private and ignored by git.
+func (d *devBroker) makeDir() error {
+	var err error
+	if d.dir, err = filepath.Abs(d.options.dataDir); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	_, err = os.Stat(filepath.Join(d.dir, "broker"))
+	d.fresh = os.IsNotExist(err) || d.options.reset
+	if d.options.reset {
+		for _, part := range []string{"broker", "trust", "keys", "env"} {
+			if err := os.RemoveAll(filepath.Join(d.dir, part)); err != nil {
+				return fmt.Errorf("reset: %w", err)
+			}
+		}
+	}
+	for _, part := range []string{"", "keys", "trust"} {
+		if err := os.MkdirAll(filepath.Join(d.dir, part), 0o700); err != nil {
+			return fmt.Errorf("data directory: %w", err)
+		}
+	}
+	return os.WriteFile(filepath.Join(d.dir, ".gitignore"), []byte("*\n"), 0o600)
+}
+
+// identities are the ready-made ones, by the name of their socket.
+func identities() []devdomain.Workload {
+	td := spiffeid.RequireTrustDomainFromString(devTrustDomain)
+	id := func(path string) spiffeid.ID { return spiffeid.RequireFromPath(td, path) }
+	return []devdomain.Workload{
+		{Name: "stint", ID: id("/stint"), DNSNames: []string{"localhost"}, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}},
+		{Name: "agent", ID: id("/agent/agent")},
+		{Name: "agent2", ID: id("/agent/agent2")},
+		{Name: "operator", ID: id("/ops/operator")},
+	}
+}
+
+func (d *devBroker) openDomain(ctx context.Context) error {
+	domain, err := devdomain.New(devdomain.Config{
+		TrustDomain: spiffeid.RequireTrustDomainFromString(devTrustDomain), StateDir: filepath.Join(d.dir, "trust"),
+		SVIDTTL: d.options.svidTTL, Logger: d.logger.Named("devdomain"),
+	})
+	if err != nil {
+		return err
+	}
+	d.domain = domain
+	for _, w := range identities() {
+		if _, err := domain.Add(ctx, w); err != nil {
+			return errors.Join(err, domain.Close())
+		}
+	}
+	return nil
+}
+
+// openVault starts a development Vault, or takes the one that was named.
+func (d *devBroker) openVault(ctx context.Context) error {
+	switch {
+	case d.options.vaultAddr != "":
+		token := os.Getenv("VAULT_TOKEN")
+		if token == "" {
+			return errors.New("--vault-addr needs VAULT_TOKEN: a token that may set up mounts, policies and auth methods there")
+		}
+		d.vault = &devVault{addr: d.options.vaultAddr, token: secret.FromString(token)}
+		return nil
+	case d.options.noVault:
+		return nil
+	}
+	binary := findVault()
+	if binary == "" {
+		return nil
+	}
+	var err error
+	d.vault, err = startVault(ctx, binary)
+	return err
+}
+
+// config is written as an operator would write it, and read by the same code.
+func (d *devBroker) config() (*config.Config, error) {
+	text := fmt.Sprintf(`
+data_dir = %q
+listen {
+  grpc  = %q
+  http  = %q
+  admin = "unix://%s/admin.sock"
+}
+identity { workload_api = %q }
+admins "spiffe://%s/ops/*" { role = "admin" }
+task_trust_domain = "tasks.%s"
+audit {
+  origin      = "%s/audit"
+  key_file    = %q
+  file        = %q
+  checkpoints = %q
+}
+ledger "sqlite" { stop_issuing_below = "64MiB" }
+backend "stepca" "dev" { crl_url = "http://%s/crl.der" }
+`, filepath.Join(d.dir, "broker"), d.options.grpc, d.options.http, d.domain.Dir(), d.domain.Addr("stint"), devTrustDomain,
+		devTrustDomain, devTrustDomain, filepath.Join(d.dir, "keys", "audit.key"), filepath.Join(d.dir, "audit.jsonl"),
+		filepath.Join(d.dir, "checkpoints.log"), d.options.http)
+	if d.vault != nil {
+		text += fmt.Sprintf(`
+backend "vault" "dev" {
+  address = %q
+  auth "jwt" {
+    role     = "stint"
+    audience = %q
+  }
+}
+`, d.vault.addr, d.vault.addr)
+	}
+	return config.Parse("stintd dev", []byte(text), builtinNames()...)
+}
+
+// resources are the ready-made ones.
+func (d *devBroker) resources() []resource.File {
+	text, more := devResources, ""
+	if d.vault != nil {
+		text += devVaultRole
+		more = "    - {name: build-host}\n"
+	}
+	return []resource.File{{Name: "stintd dev", YAML: text + fmt.Sprintf(devProfile, more), Source: "stintd dev"}}
+}
+
+// run serves identities and the broker until ctx is done, with ready in between.
+func (d *devBroker) run(ctx context.Context, ready func(context.Context) error) error {
+	base, stopBase := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBase()
+	ground, groundCtx := errgroup.WithContext(base)
+	ground.Go(func() error { return d.domain.Run(groundCtx) })
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	detach := context.AfterFunc(groundCtx, stop)
+	defer detach()
+	err := d.serve(ctx, ready)
+	stopBase()
+	return errors.Join(err, ground.Wait())
+}
+
+func (d *devBroker) serve(ctx context.Context, ready func(context.Context) error) error {
+	src, _, err := openIdentity(ctx, d.cfg, d.logger)
+	if err != nil {
+		return err
+	}
+	k, err := makeKeys(d.cfg.Audit.KeyFile, d.cfg.Audit.Origin)
+	if err != nil {
+		return err
+	}
+	backends, faults := openBackends(surroundings{cfg: d.cfg, jwt: src, logger: d.logger})
+	if len(faults) > 0 {
+		return errors.Join(faults...)
+	}
+	d.files = d.resources()
+	if err := d.prepareVault(ctx, backends); err != nil {
+		return err
+	}
+	d.house, err = build(ctx, blueprint{
+		cfg: d.cfg, source: src, keys: k, backends: backends, logger: d.logger, endTasks: true,
+	})
+	if err != nil {
+		return err
+	}
+	return d.house.run(ctx, func(ctx context.Context) error {
+		if _, err := d.house.catalog.Apply(ctx, broker.Caller{}, broker.Apply{Files: d.files}); err != nil {
+			return err
+		}
+		return ready(ctx)
+	})
+}
+
+// prepareVault sets the development Vault up for the ready-made roles.
+func (d *devBroker) prepareVault(ctx context.Context, backends map[string]plugins.Backend) error {
+	if d.vault == nil {
+		return nil
+	}
+	set, problems := resource.Parse(d.files, backends)
+	if len(problems) > 0 {
+		return fmt.Errorf("ready-made resources: %v", problems)
+	}
+	var roles []plugins.Role
+	for _, r := range set.Roles() {
+		if r.Backend == "vault/dev" {
+			roles = append(roles, r.Plugin)
+		}
+	}
+	var jwtKeys []any
+	for _, key := range d.domain.Bundle().JWTAuthorities() {
+		jwtKeys = append(jwtKeys, key)
+	}
+	own := "spiffe://" + devTrustDomain + "/stint"
+	return d.vault.prepare(ctx, vault.Config{Instance: "vault/dev", Address: d.vault.addr}, roles, own, jwtKeys)
+}
+
+// close ends what openDev started.
+func (d *devBroker) close() error {
+	return errors.Join(d.vault.stop(), d.domain.Close())
+}

@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stint-dev/stint/attestor/admin"
+	"github.com/stint-dev/stint/attestor/source"
+	"github.com/stint-dev/stint/attestor/x509svid"
+	"github.com/stint-dev/stint/broker"
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/ledger/sqlite"
+	"github.com/stint-dev/stint/broker/server"
+	"github.com/stint-dev/stint/broker/status"
+	"github.com/stint-dev/stint/broker/task"
+	"github.com/stint-dev/stint/broker/teardown"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// drainTimeout is how long stopping waits for issues in flight: an issue, its commit, and some room.
+const drainTimeout = 2*broker.IssueTimeout + 5*time.Second
+
+// blueprint is what a house is built from.
+type blueprint struct {
+	cfg      *config.Config
+	source   *source.Source // the daemon's own SVID and the bundles
+	keys     audit.Key
+	backends map[string]plugins.Backend
+	logger   *zap.Logger
+	// endTasks makes stopping end every task first, as a development broker does.
+	endTasks bool
+}
+
+// house is the daemon, assembled. It is built once and run once.
+type house struct {
+	blueprint
+	store    *sqlite.Store
+	ledger   *ledger.Ledger
+	exporter *audit.Exporter
+	admins   *admin.Roles
+	metrics  *status.Metrics
+
+	// These need the ledger to run, and are made by serve.
+	catalog *broker.Catalog
+	broker  *broker.Broker
+	server  *server.Server
+	status  *status.Server
+	guard   *x509svid.Credentials
+
+	stopping atomic.Bool
+}
+
+// build opens the ledger. Nothing runs yet.
+func build(ctx context.Context, b blueprint) (*house, error) {
+	admins, err := adminRoles(b.cfg)
+	if err != nil {
+		return nil, err
+	}
+	store, err := sqlite.Open(ctx, b.cfg.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	l, err := ledger.Open(ctx, ledger.Config{
+		Store: store, Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
+		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), FreeBytes: store.FreeBytes,
+	})
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	return &house{blueprint: b, store: store, ledger: l, admins: admins, metrics: status.NewMetrics(version)}, nil
+}
+
+func adminRoles(cfg *config.Config) (*admin.Roles, error) {
+	rules := make([]admin.Rule, 0, len(cfg.Admins))
+	for _, a := range cfg.Admins {
+		rules = append(rules, admin.Rule{Pattern: a.Pattern, Role: a.Role})
+	}
+	return admin.New(rules...)
+}
+
+// run works until ctx is done, and then stops in order: admit nothing, finish what is in flight, tear down what can be,
+// say what is left, and only then let go of the ledger.
+func (h *house) run(ctx context.Context, ready func(context.Context) error) error {
+	base, stopBase := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBase()
+	ground, groundCtx := errgroup.WithContext(base)
+	ground.Go(func() error { return h.store.Run(groundCtx) })
+	ground.Go(func() error { return h.ledger.Run(groundCtx) })
+	ground.Go(func() error { return h.source.Run(groundCtx) })
+	for name, b := range h.backends {
+		if r, ok := b.(plugins.Runner); ok {
+			ground.Go(func() error {
+				if err := r.Run(groundCtx); err != nil {
+					return fmt.Errorf("backend %s: %w", name, err)
+				}
+				return nil
+			})
+		}
+	}
+	// When the ground gives way, everything above it stops.
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	detach := context.AfterFunc(groundCtx, stop)
+	defer detach()
+
+	err := h.serve(ctx, base, ready)
+	stopBase()
+	return errors.Join(err, ground.Wait(), h.store.Close(), h.source.Close())
+}
+
+// serve makes what needs a running ledger, and runs it.
+func (h *house) serve(ctx, base context.Context, ready func(context.Context) error) error {
+	if err := h.assemble(ctx); err != nil {
+		return err
+	}
+	statusListener, err := listenTCP(ctx, h.cfg.Listen.HTTP)
+	if err != nil {
+		return err
+	}
+	upper, upperCtx := errgroup.WithContext(base)
+	upperCtx, stopUpper := context.WithCancel(upperCtx)
+	defer stopUpper()
+	loop := teardown.New(teardown.Config{
+		Ledger: h.ledger, Backends: h.backends, Presence: h.broker.Presence(), StuckAfter: h.cfg.Teardown.StuckAfter,
+		Logger: h.logger.Named("teardown"),
+	})
+	upper.Go(func() error { return loop.Run(upperCtx) })
+	upper.Go(func() error { return h.broker.Run(upperCtx) })
+	upper.Go(func() error { return h.guard.Run(upperCtx) })
+	upper.Go(func() error { return h.status.Run(upperCtx, statusListener) })
+	if h.exporter != nil {
+		upper.Go(func() error { return h.exporter.Run(upperCtx) })
+	}
+	serverCtx, stopServer := context.WithCancel(upperCtx)
+	defer stopServer()
+	upper.Go(func() error { return h.server.Run(serverCtx) })
+
+	err = h.record(ctx, audit.ServerStarted, "")
+	if err == nil {
+		err = ready(ctx)
+	}
+	if err == nil {
+		select {
+		case <-ctx.Done():
+		case <-upperCtx.Done():
+		}
+	}
+	err = errors.Join(err, h.wind(base))
+	stopServer()
+	stopUpper()
+	return errors.Join(err, upper.Wait())
+}
+
+// assemble makes catalog, broker, gRPC server and status server.
+func (h *house) assemble(ctx context.Context) error {
+	var err error
+	if h.catalog, err = broker.NewCatalog(ctx, h.ledger, h.backends, h.admins.Overlapping); err != nil {
+		return err
+	}
+	if h.broker, err = broker.New(broker.Config{
+		Ledger: h.ledger, Catalog: h.catalog, Backends: h.backends, Meter: h.metrics, Logger: h.logger.Named("broker"),
+	}); err != nil {
+		return err
+	}
+	if err = h.loadResources(ctx); err != nil {
+		return err
+	}
+	if err = h.openExporter(); err != nil {
+		return err
+	}
+	if h.server, err = h.newServer(ctx); err != nil {
+		return err
+	}
+	h.status, err = h.newStatus()
+	return err
+}
+
+// wind stops in order, while the ledger and teardown still run.
+func (h *house) wind(ctx context.Context) error {
+	h.stopping.Store(true)
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	if err := h.broker.Drain(ctx); err != nil {
+		h.logger.Warn("issues in flight were cut; what they leave is swept", zap.Error(err))
+	}
+	if h.endTasks {
+		h.endEveryTask(ctx)
+	}
+	open, err := h.openTasks(ctx)
+	if err != nil {
+		return fmt.Errorf("count open tasks: %w", err)
+	}
+	h.logger.Info("stopping; open tasks stay open, and go on when the broker is back", zap.Int("open_tasks", open))
+	return h.record(ctx, audit.ServerStopped, fmt.Sprintf("%d tasks left open", open))
+}
+
+// endEveryTask stops what is still open, and gives teardown until ctx is done.
+func (h *house) endEveryTask(ctx context.Context) {
+	var open []task.Task
+	err := h.ledger.View(ctx, func(r ledger.Reader) error {
+		var err error
+		open, err = r.ListTasks(ledger.TaskFilter{States: []task.State{task.Active}, Limit: 10_000})
+		return err
+	})
+	if err != nil {
+		h.logger.Error("open tasks not ended", zap.Error(err))
+		return
+	}
+	for _, t := range open {
+		if _, err := h.broker.Stop(ctx, broker.Caller{}, broker.TaskRef{ID: t.ID}, "the broker is stopping", 0); err != nil {
+			h.logger.Error("task not ended", zap.String("task", t.ShortName), zap.Error(err))
+		}
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if n, err := h.openTasks(ctx); err != nil || n == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// openTasks counts tasks that are not closed.
+func (h *house) openTasks(ctx context.Context) (int, error) {
+	n := 0
+	err := h.ledger.View(ctx, func(r ledger.Reader) error {
+		stats, err := r.Stats()
+		n = stats.TasksByState[task.Active] + stats.TasksByState[task.Closing]
+		return err
+	})
+	return n, err
+}
+
+// record writes what the daemon itself did.
+func (h *house) record(ctx context.Context, event audit.Event, reason string) error {
+	_, err := h.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		_, err := tx.Append(audit.Record{
+			V: 1, Time: time.Now().UTC(), Event: event, Actor: teardown.Stint(), Reason: reason, PolicySet: h.policySet(),
+		})
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("record %s: %w", event, err)
+	}
+	return nil
+}
+
+func (h *house) policySet() string { return h.catalog.Engine().Hash() }

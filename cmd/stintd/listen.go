@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/stint-dev/stint/attestor"
+	"github.com/stint-dev/stint/attestor/jwtsvid"
+	"github.com/stint-dev/stint/attestor/peercred"
+	"github.com/stint-dev/stint/attestor/x509svid"
+	"github.com/stint-dev/stint/broker"
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/resource"
+	"github.com/stint-dev/stint/broker/server"
+	"github.com/stint-dev/stint/broker/status"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// observer turns what the server measures into metrics.
+type observer struct{ metrics *status.Metrics }
+
+// Called counts one call.
+func (o observer) Called(method string, code codes.Code, _ fault.Reason, took time.Duration) {
+	o.metrics.ObserveRPC(method, code.String(), took)
+}
+
+// newServer opens the ways in and makes the gRPC server.
+func (h *house) newServer(ctx context.Context) (*server.Server, error) {
+	domains, err := h.cfg.Domains(h.source.ID().TrustDomain())
+	if err != nil {
+		return nil, err
+	}
+	endpoints, err := h.endpoints(ctx, domains)
+	if err != nil {
+		return nil, err
+	}
+	return server.New(server.Config{
+		Broker: h.broker, Ledger: h.ledger, Admins: h.admins, Endpoints: endpoints, Observer: observer{h.metrics},
+		Limits: server.Limits{
+			MaxConnectionAge: h.cfg.Limits.ConnectionMaxAge, MaxConnectionAgeGrace: h.cfg.Limits.ConnectionGrace,
+			ConnectionTimeout: h.cfg.Limits.HandshakeTimeout, MaxConcurrentStreams: uint32(h.cfg.Limits.MaxConcurrentStreams), //nolint:gosec // the configuration bounds it
+		},
+		Logger: h.logger.Named("grpc"), VerifierKey: h.keys.Text, Version: version, ServerID: h.source.ID().String(),
+		Reflect: h.cfg.Listen.Reflection,
+	})
+}
+
+// endpoints opens the mTLS port, and the JWT port and the admin socket where they are configured.
+func (h *house) endpoints(ctx context.Context, domains attestor.Domains) ([]server.Endpoint, error) {
+	limit := int(h.cfg.Limits.MaxMessage)
+	att := x509svid.New(h.source, domains)
+	h.guard = att.Credentials(func(remote net.Addr, err error) {
+		h.broker.Refused(audit.Actor{ID: "unauthenticated", Method: string(attestor.MethodX509)}, fault.Unauthenticated)
+		h.logger.Info("handshake refused", zap.Stringer("remote", remote), zap.Error(err))
+	})
+	grpcListener, err := listenTCP(ctx, h.cfg.Listen.GRPC)
+	if err != nil {
+		return nil, err
+	}
+	out := []server.Endpoint{{
+		Name: "grpc", Listener: grpcListener, Credentials: h.guard, Attestor: att, Changed: h.source.Changed, MaxMessage: limit,
+	}}
+	if h.cfg.Listen.JWT != "" {
+		e, err := h.jwtEndpoint(ctx, domains, limit)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
+	}
+	if h.cfg.Listen.Admin != "" {
+		if err := os.MkdirAll(filepath.Dir(h.cfg.Listen.Admin), 0o750); err != nil {
+			return nil, fmt.Errorf("admin socket: %w", err)
+		}
+		l, err := peercred.Listen(ctx, h.cfg.Listen.Admin)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, server.Endpoint{
+			Name: "admin", Listener: l, Credentials: peercred.Credentials{}, Attestor: peercred.Attestor{},
+			MaxMessage: server.AdminMaxMessage,
+		})
+	}
+	return out, nil
+}
+
+func (h *house) jwtEndpoint(ctx context.Context, domains attestor.Domains, limit int) (server.Endpoint, error) {
+	att, err := jwtsvid.New(h.source, domains, h.source.ID().String())
+	if err != nil {
+		return server.Endpoint{}, err
+	}
+	l, err := listenTCP(ctx, h.cfg.Listen.JWT)
+	return server.Endpoint{
+		Name: "jwt", Listener: l, Credentials: credentials.NewTLS(x509svid.TokenServerConfig(h.source)), Attestor: att,
+		Changed: h.source.Changed, MaxMessage: limit,
+	}, err
+}
+
+func listenTCP(ctx context.Context, addr string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// newStatus makes the server of health, metrics, bundle and CRL.
+func (h *house) newStatus() (*status.Server, error) {
+	var publishers []status.Publisher
+	parts := []status.Part{
+		{Name: "serving", Check: func(context.Context) error { return stoppingError(&h.stopping) }},
+		{Name: "ledger", Check: h.checkLedger},
+		{Name: "identity", Check: func(context.Context) error { return h.source.Check(time.Now()) }},
+	}
+	for _, block := range h.cfg.Backends {
+		name, backend := block.ID(), h.backends[block.ID()]
+		if p, ok := backend.(plugins.Publisher); ok {
+			publishers = append(publishers, status.Publisher{Name: name, Publisher: p})
+		}
+		if p, ok := backend.(plugins.Prober); ok {
+			parts = append(parts, status.Part{Name: "backend " + name, Backend: name, Check: p.Healthy})
+		}
+	}
+	return status.New(status.Config{
+		Metrics: h.metrics, Snapshot: h.snapshot, Parts: parts, Publishers: publishers, Logger: h.logger.Named("status"),
+	})
+}
+
+func stoppingError(stopping *atomic.Bool) error {
+	if stopping.Load() {
+		return errors.New("stopping")
+	}
+	return nil
+}
+
+func (h *house) checkLedger(ctx context.Context) error {
+	if h.ledger.Low() {
+		return errors.New("free disk is below the mark: nothing is issued, revoking goes on")
+	}
+	_, err := h.openTasks(ctx)
+	return err
+}
+
+// snapshot reads what is gauged.
+func (h *house) snapshot(ctx context.Context) (status.Snapshot, error) {
+	s := status.Snapshot{FreeDisk: -1}
+	err := h.ledger.View(ctx, func(r ledger.Reader) error {
+		var err error
+		if s.Stats, err = r.Stats(); err != nil {
+			return err
+		}
+		head, err := r.Head()
+		s.AuditSize = head.Size
+		return err
+	})
+	if err != nil {
+		return s, err
+	}
+	if free, err := h.store.FreeBytes(); err == nil {
+		s.FreeDisk = int64(min(free, 1<<62)) //nolint:gosec // bounded
+	}
+	if svid, err := h.source.GetX509SVID(); err == nil {
+		s.SVIDExpiry = svid.Certificates[0].NotAfter
+	}
+	return s, nil
+}
+
+// openExporter opens the copies of the audit log that are configured.
+func (h *house) openExporter() error {
+	if h.cfg.Audit.File == "" && h.cfg.Audit.Checkpoints == "" {
+		return nil
+	}
+	var err error
+	h.exporter, err = audit.NewExporter(audit.ExportConfig{
+		Source: h.ledger, File: h.cfg.Audit.File, Checkpoints: h.cfg.Audit.Checkpoints, Logger: h.logger.Named("audit"),
+	})
+	return err
+}
+
+// loadResources reads the folder of resources, where there is one, and makes it what is in force.
+func (h *house) loadResources(ctx context.Context) error {
+	if h.cfg.Resources == "" {
+		return nil
+	}
+	files, err := readResources(h.cfg.Resources)
+	if err != nil {
+		return err
+	}
+	h.catalog.SetReadOnly(true)
+	applied, err := h.catalog.Load(ctx, broker.Caller{}, files)
+	for _, warning := range applied.Warnings {
+		h.logger.Warn(warning)
+	}
+	return err
+}
+
+// readResources reads every .yaml and .yml file of a folder, by name.
+func readResources(dir string) ([]resource.File, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("resources: %w", err)
+	}
+	var files []resource.File
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); e.IsDir() || (ext != ".yaml" && ext != ".yml") {
+			continue
+		}
+		path := filepath.Join(dir, e.Name())
+		raw, err := os.ReadFile(path) //nolint:gosec // the operator names the folder
+		if err != nil {
+			return nil, fmt.Errorf("resources: %w", err)
+		}
+		files = append(files, resource.File{Name: path, YAML: string(raw), Source: path})
+	}
+	return files, nil
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/stint-dev/stint/attestor/devdomain"
+	"github.com/stint-dev/stint/attestor/source"
+	"github.com/stint-dev/stint/broker/config"
+)
+
+// identityTimeout is how long serving waits for its own SVID at the start.
+const identityTimeout = 60 * time.Second
+
+func serveCommand() *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the broker",
+		Long: `Run the broker until SIGTERM. It then admits nothing more, finishes what is in flight, leaves open tasks open
+and says so. SIGHUP reads resources again and reopens the audit files; on an error the old stay in force.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), path) },
+	}
+	cmd.Flags().StringVar(&path, "config", "/etc/stint/stint.hcl", "configuration file (HCL, or JSON when it ends in .json)")
+	return cmd
+}
+
+func serve(ctx context.Context, path string) error {
+	started := time.Now()
+	cfg, err := config.Load(path, builtinNames()...)
+	if err != nil {
+		return err
+	}
+	logger, err := newLogger(cfg.Log)
+	if err != nil {
+		return err
+	}
+	src, reload, err := openIdentity(ctx, cfg, logger)
+	if err != nil {
+		return err
+	}
+	if err := refuseDevelopmentCA(src); err != nil {
+		return err
+	}
+	k, err := openKeys(cfg.Audit.KeyFile, cfg.Audit.Origin)
+	if err != nil {
+		return err
+	}
+	backends, faults := openBackends(surroundings{cfg: cfg, jwt: src, logger: logger})
+	if len(faults) > 0 {
+		return errors.Join(faults...)
+	}
+	h, err := build(ctx, blueprint{cfg: cfg, source: src, keys: k, backends: backends, logger: logger})
+	if err != nil {
+		return err
+	}
+	return h.run(ctx, func(ctx context.Context) error {
+		logger.Info("ready", zap.String("version", version), zap.Stringer("id", src.ID()), zap.String("grpc", cfg.Listen.GRPC),
+			zap.String("http", cfg.Listen.HTTP), zap.Duration("took", time.Since(started)))
+		h.onHangup(ctx, path, reload)
+		return nil
+	})
+}
+
+// onHangup reloads on SIGHUP until ctx is done, and returns then.
+func (h *house) onHangup(ctx context.Context, path string, reload func() error) {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			if err := h.reload(ctx, path, reload); err != nil {
+				h.logger.Error("reload refused; what was in force stays in force", zap.Error(err))
+				continue
+			}
+			h.logger.Info("reloaded", zap.String("policy_set", h.policySet()))
+		}
+	}
+}
+
+// reload reads the configuration again to see that it is valid, then what can change while serving: resources, the files
+// of the identity, and the audit files.
+func (h *house) reload(ctx context.Context, path string, identity func() error) error {
+	fresh, err := config.Load(path, builtinNames()...)
+	if err != nil {
+		return err
+	}
+	if fresh.Resources != h.cfg.Resources {
+		h.cfg.Resources = fresh.Resources
+	}
+	if err := identity(); err != nil {
+		return err
+	}
+	if err := h.loadResources(ctx); err != nil {
+		return err
+	}
+	if h.exporter != nil {
+		h.exporter.Reopen()
+	}
+	return h.record(ctx, "config.reloaded", "")
+}
+
+// openIdentity opens where the daemon's own SVID comes from. reload reads files again, and does nothing for a Workload API.
+func openIdentity(ctx context.Context, cfg *config.Config, logger *zap.Logger) (*source.Source, func() error, error) {
+	id := cfg.Identity
+	if id.WorkloadAPI != "" {
+		ctx, cancel := context.WithTimeout(ctx, identityTimeout)
+		defer cancel()
+		src, err := source.OpenWorkloadAPI(ctx, source.WorkloadAPI{
+			Addr: id.WorkloadAPI, ID: id.SPIFFEID, Trust: id.TrustDomains, JWTBundles: cfg.Listen.JWT != "", Wait: true,
+			Logger: logger.Named("identity"),
+		})
+		return src, func() error { return nil }, err
+	}
+	own := id.SPIFFEID.TrustDomain()
+	if own.IsZero() && len(id.TrustDomains) > 0 {
+		own = id.TrustDomains[0]
+	}
+	files, err := source.OpenFiles(source.Files{
+		Cert: id.CertFile, Key: id.KeyFile, Bundles: map[spiffeid.TrustDomain]string{own: id.BundleFile}, Logger: logger.Named("identity"),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return files.Source, files.Reload, nil
+}
+
+// refuseDevelopmentCA keeps keys that lie unencrypted in somebody's checkout from being trusted in production.
+func refuseDevelopmentCA(src *source.Source) error {
+	for _, cert := range src.Authorities() {
+		if devdomain.Is(cert) {
+			return fmt.Errorf("the bundle holds a development CA (%s), which `stintd dev` made; serve refuses it", cert.Subject)
+		}
+	}
+	return nil
+}
+
+// newLogger writes to standard error.
+func newLogger(cfg config.Log) (*zap.Logger, error) {
+	level, err := zapcore.ParseLevel(cfg.Level)
+	if err != nil {
+		return nil, fmt.Errorf("log level: %w", err)
+	}
+	z := zap.NewProductionConfig()
+	z.Level, z.Encoding, z.DisableStacktrace, z.Sampling = zap.NewAtomicLevelAt(level), cfg.Format, true, nil
+	z.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	if strings.EqualFold(cfg.Format, "console") {
+		z.EncoderConfig = zap.NewDevelopmentEncoderConfig()
+	}
+	return z.Build()
+}
