@@ -144,7 +144,7 @@ func (lv *logVerifier) checkEntry(e Entry) error {
 }
 
 // checkHashes recomputes what the record adds to the tree and compares it with what is stored. Where the two differ, the
-// stored hash is kept for the tree, so that one wrong record is told once.
+// tree goes on with what is stored, so that one wrong record is told once.
 func (lv *logVerifier) checkHashes(e Entry) error {
 	before := lv.edge
 	computed := lv.edge.Append(nil, e.JSON)
@@ -161,13 +161,15 @@ func (lv *logVerifier) checkHashes(e Entry) error {
 		lv.edge = before
 		computed = lv.edge.appendHash(nil, stored[0])
 	}
-	for level := 1; level < len(computed); level++ {
+	top := len(computed) - 1
+	for level := 1; level <= top; level++ {
 		if stored[level] != computed[level] {
-			lv.fault(e.Index, "the hash over records %d to %d differs: one of them was changed together with its own hash",
+			lv.fault(e.Index, "the stored hash over records %d to %d is not theirs: one was changed together with its own hash",
 				e.Index+1-1<<level, e.Index)
 			break
 		}
 	}
+	lv.edge.roots[top] = stored[top]
 	return nil
 }
 

@@ -54,4 +54,6 @@ type LogAppend struct {
 	Checkpoint []byte
 	// Texts are erasable texts with their salts.
 	Texts []audit.Text
+	// Erase are the entries whose texts, and their salts, are erased. The entries themselves stay.
+	Erase []int64
 }

@@ -113,6 +113,11 @@ func (l *Ledger) View(ctx context.Context, fn func(Reader) error) error {
 	return l.cfg.Store.View(ctx, fn)
 }
 
+// ViewLog is View for who needs the log only.
+func (l *Ledger) ViewLog(ctx context.Context, fn func(audit.Reader) error) error {
+	return l.cfg.Store.View(ctx, func(r Reader) error { return fn(r) })
+}
+
 // Head returns where the log stood after the last commit, from memory.
 func (l *Ledger) Head() audit.Head { return *l.head.Load() }
 

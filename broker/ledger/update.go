@@ -28,10 +28,12 @@ type Commit struct {
 // and belongs to its goroutine.
 type Tx struct {
 	Rows
+	log audit.Reader
 
 	next    int64 // the index of the next record
 	entries []audit.Entry
 	texts   []audit.Text
+	erase   []int64
 	touched []task.ID
 	kick    bool
 	now     time.Time

@@ -171,7 +171,7 @@ func (l *Ledger) fill(store StoreTx, b *batch) error {
 	now := time.Now()
 	next := b.head.Size
 	for _, w := range b.works {
-		tx := &Tx{Rows: store, next: next, now: now}
+		tx := &Tx{Rows: store, log: store, next: next, now: now}
 		err := store.Nested(func() error { return w.fn(tx) })
 		tx.done = true
 		if errors.Is(err, ErrTxLost) {
@@ -183,6 +183,7 @@ func (l *Ledger) fill(store StoreTx, b *batch) error {
 			next = tx.next
 			b.log.Records = append(b.log.Records, tx.entries...)
 			b.log.Texts = append(b.log.Texts, tx.texts...)
+			b.log.Erase = append(b.log.Erase, tx.erase...)
 		}
 		b.txs, b.errs = append(b.txs, tx), append(b.errs, err)
 	}

@@ -96,6 +96,7 @@ func (s *Store) dsn() string {
 	pragmas := []string{
 		"journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "busy_timeout(5000)", "foreign_keys(1)",
 		"journal_size_limit(67108864)", "cache_size(-8000)", "temp_store(MEMORY)",
+		"secure_delete(1)", // an erased text is overwritten, not only unlinked
 	}
 	q := url.Values{"_pragma": pragmas}
 	if s.lock == nil {

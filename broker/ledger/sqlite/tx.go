@@ -115,6 +115,11 @@ func (t *tx) PutLog(a ledger.LogAppend) error {
 			return err
 		}
 	}
+	for _, index := range a.Erase {
+		if _, err := t.s.exec("DELETE FROM audit_texts WHERE idx = ?", index); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -1,0 +1,256 @@
+package audit
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// exportEvery is how often the copy is brought up to date at most; retryEvery, how long a failed attempt rests.
+const (
+	exportEvery = 200 * time.Millisecond
+	retryEvery  = 5 * time.Second
+)
+
+// errShorter: the log holds less than was exported.
+var errShorter = errors.New("the log is shorter than its exported copy: it was cut off, or restored from a backup")
+
+// Source is a log that can be followed. *ledger.Ledger is one.
+type Source interface {
+	// ViewLog runs fn on a snapshot.
+	ViewLog(ctx context.Context, fn func(Reader) error) error
+	// Grown returns a channel that is closed when the log next grows.
+	Grown() <-chan struct{}
+}
+
+// ExportConfig says what is copied where. An empty path switches that copy off.
+type ExportConfig struct {
+	Source Source
+	// File gets one line of JSON per record: {"index":N,"record":{…}}, the record byte for byte as it
+	// was hashed.
+	File string
+	// Checkpoints gets one line of JSON per round: {"time":…,"size":N,"checkpoint":"…"}. It is only ever appended to.
+	Checkpoints string
+	Logger      *zap.Logger
+}
+
+// Exporter keeps copies of the log outside the ledger: the records for a SIEM, the checkpoints for shipping away. The
+// ledger is the truth; an exporter that stops or lags holds up nobody. Where it left off stands in the files' last lines.
+type Exporter struct {
+	cfg    ExportConfig
+	reopen chan struct{}
+
+	file, checkpoints *os.File
+	next              int64 // the first index that is not exported yet
+	noted             int64 // the size of the last checkpoint in its file
+}
+
+// exportedRecord is what is read back of a line of the copy.
+type exportedRecord struct {
+	Index int64 `json:"index"`
+}
+
+// exportedCheckpoint is a line of the checkpoint file.
+type exportedCheckpoint struct {
+	Time       time.Time `json:"time"`
+	Size       int64     `json:"size"`
+	Checkpoint string    `json:"checkpoint"`
+}
+
+// NewExporter opens the files, made with mode 0600 where they are not there, and finds where they left off. A torn last
+// line, as a crash leaves it, is cut.
+func NewExporter(cfg ExportConfig) (*Exporter, error) {
+	e := &Exporter{cfg: cfg, reopen: make(chan struct{}, 1)}
+	if err := e.open(); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Reopen makes Run open the files anew, after a log rotation moved them.
+func (e *Exporter) Reopen() {
+	select {
+	case e.reopen <- struct{}{}:
+	default:
+	}
+}
+
+// Run follows the log until ctx is done, and then returns nil. A fault is logged and tried again.
+func (e *Exporter) Run(ctx context.Context) error {
+	defer func() { _ = e.close() }() //nolint:errcheck // every round ends with what it wrote written
+	for {
+		grown := e.cfg.Source.Grown()
+		rest := exportEvery
+		if err := e.export(ctx); err != nil && ctx.Err() == nil {
+			e.cfg.Logger.Warn("audit export failed; it is tried again", zap.Int64("index", e.next), zap.Error(err))
+			grown, rest = nil, retryEvery
+			if err := e.close(); err != nil { // opening again cuts what was half written
+				e.cfg.Logger.Warn("audit export not closed", zap.Error(err))
+			}
+		}
+		if !e.wait(ctx, grown, rest) {
+			return nil
+		}
+	}
+}
+
+// wait rests, then waits for growth (unless it is nil) or for Reopen. It returns false when ctx is done.
+func (e *Exporter) wait(ctx context.Context, grown <-chan struct{}, rest time.Duration) bool {
+	timer := time.NewTimer(rest)
+	defer timer.Stop()
+	rested := false
+	for {
+		woken := grown
+		if !rested {
+			woken = nil
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-e.reopen:
+			if err := e.open(); err != nil {
+				e.cfg.Logger.Warn("audit export not reopened", zap.Error(err))
+			}
+			return true
+		case <-timer.C:
+			rested = true
+			if grown == nil {
+				return true
+			}
+		case <-woken:
+			return true
+		}
+	}
+}
+
+// export copies what is new, page by page.
+func (e *Exporter) export(ctx context.Context) error {
+	if (e.file == nil) != (e.cfg.File == "") || (e.checkpoints == nil) != (e.cfg.Checkpoints == "") {
+		if err := e.open(); err != nil { // an earlier attempt to open failed
+			return err
+		}
+	}
+	for {
+		var entries []Entry
+		var head Head
+		err := e.cfg.Source.ViewLog(ctx, func(r Reader) (err error) {
+			if head, err = r.Head(); err != nil {
+				return err
+			}
+			if head.Size < e.next {
+				return fmt.Errorf("%w (%d, was %d)", errShorter, head.Size, e.next)
+			}
+			if e.cfg.File == "" {
+				e.next = head.Size
+				return nil
+			}
+			entries, err = r.Entries(e.next, page, "")
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := e.putRecords(entries); err != nil {
+			return err
+		}
+		if e.next >= head.Size {
+			return e.putCheckpoint(head)
+		}
+		if len(entries) == 0 {
+			return fmt.Errorf("record %d is missing in the log", e.next)
+		}
+	}
+}
+
+// putRecords writes a page of records in one go.
+func (e *Exporter) putRecords(entries []Entry) error {
+	if len(entries) == 0 {
+		return nil
+	}
+	var lines []byte
+	for _, x := range entries {
+		lines = fmt.Appendf(lines, "{\"index\":%d,\"record\":", x.Index)
+		lines = append(append(lines, x.JSON...), '}', '\n')
+	}
+	if _, err := e.file.Write(lines); err != nil {
+		return fmt.Errorf("export records: %w", err)
+	}
+	e.next = entries[len(entries)-1].Index + 1
+	return nil
+}
+
+// putCheckpoint writes the newest checkpoint, if it is new.
+func (e *Exporter) putCheckpoint(head Head) error {
+	if e.checkpoints == nil || head.Size == e.noted {
+		return nil
+	}
+	line, err := json.Marshal(exportedCheckpoint{
+		Time: time.Now().UTC(), Size: head.Size, Checkpoint: string(head.Checkpoint),
+	})
+	if err != nil {
+		return fmt.Errorf("export checkpoint: %w", err)
+	}
+	if _, err := e.checkpoints.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("export checkpoint: %w", err)
+	}
+	e.noted = head.Size
+	return nil
+}
+
+// open opens both files and finds where they left off. What was known before counts too: a rotated file is empty.
+func (e *Exporter) open() error {
+	if err := e.close(); err != nil {
+		return fmt.Errorf("close audit export: %w", err)
+	}
+	var rec exportedRecord
+	var cp exportedCheckpoint
+	var err error
+	found, noted := false, false
+	if e.file, found, err = openLines(e.cfg.File, &rec); err != nil {
+		return err
+	}
+	if e.checkpoints, noted, err = openLines(e.cfg.Checkpoints, &cp); err != nil {
+		return err
+	}
+	if found {
+		e.next = max(e.next, rec.Index+1)
+	}
+	if noted {
+		e.next, e.noted = max(e.next, cp.Size), max(e.noted, cp.Size)
+	}
+	return nil
+}
+
+func (e *Exporter) close() error {
+	var errs []error
+	for _, f := range []**os.File{&e.file, &e.checkpoints} {
+		if *f != nil {
+			errs = append(errs, (*f).Close())
+			*f = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ReadCheckpoints reads a checkpoint file as the exporter writes it, for LogCheck.Known. A torn last line is left out.
+func ReadCheckpoints(r io.Reader) ([][]byte, error) {
+	dec := json.NewDecoder(r)
+	var known [][]byte
+	for {
+		var line exportedCheckpoint
+		err := dec.Decode(&line)
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return known, nil
+		case err != nil:
+			return nil, fmt.Errorf("read checkpoint %d: %w", len(known)+1, err)
+		}
+		known = append(known, []byte(line.Checkpoint))
+	}
+}
