@@ -14,9 +14,10 @@
 //
 // By a CRL that the issuing CA signed and that holds the serial. The embedded CA keeps no state but that file,
 // DataDir/crl.der: written to a temporary file, synced and renamed before a Revoke returns; signed anew by Run at a
-// third of its validity, so every 20 s for 60 s; entries leave it when their certificate has expired. An entry carries its
+// third of its validity, so every 20 s for 60 s; entries leave it an hour after their certificate has expired. An entry carries its
 // certificate's NotAfter in a private extension, and where that was never known stays for the longest life that the CA
 // signs. CRL numbers only grow. thisUpdate lies a minute back, for verifiers whose clock is slow.
+// While no current CRL can be signed and written, nothing is issued.
 //
 // When crl.der is missing, damaged or signed by another CA although the CA was used before, what had been revoked
 // is lost. The backend then starts with an empty CRL whose number is the Unix time (so it still grows), keeps the

@@ -55,6 +55,9 @@ func (e *embedded) sign(ctx context.Context, l *leaf) ([][]byte, error) {
 	case l.notAfter.After(e.issuer.cert.NotAfter):
 		return nil, refuse(fmt.Errorf("it would outlive the issuing CA, which ends at %s", e.issuer.cert.NotAfter.Format(time.RFC3339)))
 	}
+	if err := e.revoked.keep(ctx, time.Now()); err != nil {
+		return nil, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
+	}
 	if l.notBefore.Before(e.issuer.cert.NotBefore) {
 		l.notBefore = e.issuer.cert.NotBefore
 	}

@@ -1,7 +1,6 @@
 package stepca
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
@@ -17,12 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
-
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/plugintest"
-	"github.com/stint-dev/stint/plugins/secret"
 )
 
 func suite(tb testing.TB, b *Backend) plugintest.Harness {
@@ -213,125 +208,6 @@ func TestRefusedRequests(t *testing.T) {
 	}
 }
 
-// TestRestart checks that revocations, the CRL number and the CA outlive the process, and its files their modes.
-func TestRestart(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "ca")
-	b := newEmbedded(t, dir)
-	req, other := newRequest(t), newRequest(t)
-	cred, _ := issue(t, b, req)
-	live, _ := issue(t, b, other)
-	if _, err := b.Revoke(t.Context(), held(req, cred)); err != nil {
-		t.Fatal(err)
-	}
-	before := b.current(t)
-	again := newEmbedded(t, dir)
-	after := again.current(t)
-	if after.number.Cmp(before.number) <= 0 || !bytes.Equal(again.Bundle()[0], b.Bundle()[0]) {
-		t.Errorf("CRL %s after %s; same root %t", after.number, before.number, bytes.Equal(again.Bundle()[0], b.Bundle()[0]))
-	}
-	if got := after.entries[req.Lease]; !got.notAfter.Equal(cred.NotAfter) {
-		t.Errorf("entry after the restart: %+v, want an end at %v", got, cred.NotAfter)
-	}
-	if works := accepts(t, again); works(t.Context(), cred) || !works(t.Context(), live) {
-		t.Error("the revoked one works, or the live one does not")
-	}
-	if err := again.Healthy(t.Context()); err != nil {
-		t.Errorf("healthy: %v", err)
-	}
-	for name, mode := range map[string]os.FileMode{".": 0o700 | os.ModeDir, keyFile: 0o600, crlFile: 0o600} {
-		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != mode {
-			t.Errorf("%s: mode %v, %v, want %v", name, info.Mode(), err, mode)
-		}
-	}
-	if left, _ := filepath.Glob(filepath.Join(dir, ".*-*")); len(left) > 0 {
-		t.Errorf("temporary files left: %v", left)
-	}
-}
-
-// current is the CRL of an embedded backend.
-func (b *Backend) current(tb testing.TB) *crl {
-	tb.Helper()
-	e, ok := b.ca.(*embedded)
-	if !ok {
-		tb.Fatal("not embedded")
-	}
-	return e.revoked.current.Load()
-}
-
-// TestLostRevocations damages the CRL file in the ways that can happen. Each is loud, and none lowers the number.
-func TestLostRevocations(t *testing.T) {
-	other := newEmbedded(t, t.TempDir()).current(t).der
-	for name, damage := range map[string]func(t *testing.T, path string){
-		"missing":        func(t *testing.T, path string) { t.Helper(); must(t, os.Remove(path)) },
-		"empty":          func(t *testing.T, path string) { t.Helper(); must(t, os.Truncate(path, 0)) },
-		"truncated":      func(t *testing.T, path string) { t.Helper(); must(t, os.Truncate(path, 100)) },
-		"of another CA":  func(t *testing.T, path string) { t.Helper(); must(t, os.WriteFile(path, other, 0o600)) },
-		"a bit is wrong": flipLast,
-	} {
-		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			b := newEmbedded(t, dir)
-			req := newRequest(t)
-			cred, _ := issue(t, b, req)
-			if _, err := b.Revoke(t.Context(), held(req, cred)); err != nil {
-				t.Fatal(err)
-			}
-			number := b.current(t).number
-			damage(t, filepath.Join(dir, crlFile))
-			core, logs := observer.New(zap.ErrorLevel)
-			for range 2 { // the mark outlives a further restart
-				again, err := New(embeddedConfig(dir), zap.New(core))
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := again.Healthy(t.Context()); !errors.Is(err, plugins.ErrMisconfigured) {
-					t.Errorf("healthy: %v, want ErrMisconfigured", err)
-				}
-				if got := again.current(t).number; got.Cmp(number) <= 0 {
-					t.Errorf("CRL number fell from %s to %s", number, got)
-				}
-				b = again
-			}
-			if logs.Len() != 1 {
-				t.Errorf("%d errors logged, want 1", logs.Len())
-			}
-			if _, err := b.Revoke(t.Context(), held(req, cred)); err != nil || accepts(t, b)(t.Context(), cred) {
-				t.Errorf("revoking again did not mend it: %v", err)
-			}
-		})
-	}
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func flipLast(t *testing.T, path string) {
-	t.Helper()
-	der, err := os.ReadFile(path)
-	must(t, err)
-	der[len(der)-1] ^= 1
-	must(t, os.WriteFile(path, der, 0o600))
-}
-
-// TestUnfinishedStart begins again where a start was killed before the CA's certificate was written.
-func TestUnfinishedStart(t *testing.T) {
-	dir := t.TempDir()
-	newEmbedded(t, dir)
-	must(t, os.Remove(filepath.Join(dir, certFile)))
-	b := newEmbedded(t, dir)
-	if err := b.Healthy(t.Context()); err != nil {
-		t.Errorf("healthy: %v", err)
-	}
-	req := newRequest(t)
-	if cred, _ := issue(t, b, req); !accepts(t, b)(t.Context(), cred) {
-		t.Error("it does not issue")
-	}
-}
-
 // TestRevokeManyAtOnce checks that concurrent revocations share signatures.
 func TestRevokeManyAtOnce(t *testing.T) {
 	b := newEmbedded(t, t.TempDir())
@@ -372,6 +248,26 @@ func TestRevokeWithoutDisk(t *testing.T) {
 	}
 }
 
+// TestNoCRLNoCertificate lets the CRL run out without Run: it is signed before the next certificate, or none is made.
+func TestNoCRLNoCertificate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := filepath.Join(t.TempDir(), "ca")
+		b := newEmbedded(t, dir)
+		<-time.After(2 * DefaultCRLValidity)
+		if err := b.Healthy(t.Context()); !errors.Is(err, plugins.ErrUnavailable) {
+			t.Errorf("healthy with a CRL that ran out: %v, want ErrUnavailable", err)
+		}
+		must(t, os.Rename(dir, dir+".gone"))
+		if _, err := b.Issue(t.Context(), newRequest(t)); !errors.Is(err, plugins.ErrUnavailable) || !errors.Is(err, plugins.ErrNotIssued) {
+			t.Errorf("issue without a CRL: %v, want ErrUnavailable and ErrNotIssued", err)
+		}
+		must(t, os.Rename(dir+".gone", dir))
+		if cred, _ := issue(t, b, newRequest(t)); !accepts(t, b)(t.Context(), cred) {
+			t.Error("it does not work with the CRL signed again")
+		}
+	})
+}
+
 // TestRunSignsAgainAndPrunes lets two hours pass: the CRL is never older than a third of its validity, entries leave
 // it after their certificates' end, and an expired certificate needs no CRL.
 func TestRunSignsAgainAndPrunes(t *testing.T) {
@@ -402,62 +298,4 @@ func TestRunSignsAgainAndPrunes(t *testing.T) {
 		cancel()
 		must(t, <-done)
 	})
-}
-
-// TestOperatorsOwnIntermediate runs the suite under an operator's PKI.
-func TestOperatorsOwnIntermediate(t *testing.T) {
-	cfg := embeddedConfig(t.TempDir())
-	p := newPKI(t)
-	cfg.Embedded.IssuerCert, cfg.Embedded.IssuerKey, cfg.Embedded.IssuerRoots = p.cert, secret.New(p.key), p.root
-	b, err := New(cfg, zap.NewNop())
-	must(t, err)
-	if len(b.Bundle()) != 2 {
-		t.Errorf("a bundle of %d, want root and intermediate", len(b.Bundle()))
-	}
-	plugintest.Run(t, suite(t, b))
-	if _, err := New(cfg, zap.NewNop()); err != nil {
-		t.Errorf("second start: %v", err)
-	}
-}
-
-// TestBadConfigurations expects each to be refused by its name.
-func TestBadConfigurations(t *testing.T) {
-	p, q := newPKI(t), newPKI(t)
-	for name, c := range map[string]struct {
-		change func(*Config)
-		want   string
-	}{
-		"mode":          {func(c *Config) { c.Mode = "cloud" }, "mode"},
-		"domain":        {func(c *Config) { c.TaskTrustDomain = "a b" }, "task trust domain"},
-		"UUID arc":      {func(c *Config) { c.ExtensionArc = "2.25.1" }, "extension arc"},
-		"arc":           {func(c *Config) { c.ExtensionArc = "1.3.6.1.4.1.x" }, "extension arc"},
-		"CRL URL":       {func(c *Config) { c.CRLURL = "/crl.der" }, "crl_url"},
-		"validity":      {func(c *Config) { c.CRLValidity = time.Second }, "validity"},
-		"no directory":  {func(c *Config) { c.Embedded.DataDir = "" }, "data directory"},
-		"no key":        {func(c *Config) { c.Embedded.IssuerCert = p.cert }, "issuer_key"},
-		"another key":   {own(p.cert, q.key, p.root), "issuer_key"},
-		"no roots":      {own(p.cert, p.key, nil), "issuer_roots"},
-		"another root":  {own(p.cert, p.key, q.root), "roots"},
-		"no CA":         {own(p.leaf, p.leafKey, p.root), "may not sign"},
-		"remote no URL": {func(c *Config) { c.Mode = Remote }, "url"},
-		"remote root":   {func(c *Config) { c.Mode, c.Remote.URL, c.Remote.Provisioner = Remote, "https://ca", "p" }, "root_file"},
-		"remote key": {func(c *Config) {
-			c.Mode, c.Remote = Remote, RemoteConfig{URL: "https://ca", Provisioner: "p", RootPEM: p.root, Key: secret.FromString(`{"kty":"EC","d":"hush"}`)}
-		}, "JWK"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			cfg := embeddedConfig(t.TempDir())
-			c.change(&cfg)
-			_, err := New(cfg, zap.NewNop())
-			if !errors.Is(err, plugins.ErrMisconfigured) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "hush") {
-				t.Errorf("New said %v, want ErrMisconfigured that names %q", err, c.want)
-			}
-		})
-	}
-}
-
-func own(cert, key, root []byte) func(*Config) {
-	return func(c *Config) {
-		c.Embedded.IssuerCert, c.Embedded.IssuerKey, c.Embedded.IssuerRoots = cert, secret.New(slices.Clone(key)), root
-	}
 }

@@ -110,6 +110,13 @@ func (r *remote) checkClaims(c *provisionerClaims, roles []plugins.Role) []plugi
 			`"claims": {"disableSmallstepExtensions": false}`))
 	}
 	for _, role := range roles {
+		if limit, err := time.ParseDuration(c.MinTLS); err == nil && role.MaxTTL > 0 && role.MaxTTL < limit {
+			found = append(found, plugins.Finding{
+				Severity: plugins.Weakens, Subject: "role " + role.Name,
+				Problem: fmt.Sprintf("ttl.max is %s, and step-ca signs for at least %s", role.MaxTTL, limit),
+				Remedy:  `"claims": {"minTLSCertDuration": "1s"}`,
+			})
+		}
 		if limit, err := time.ParseDuration(c.MaxTLS); err == nil && role.MaxTTL > limit {
 			found = append(found, plugins.Finding{
 				Severity: plugins.Weakens, Subject: "role " + role.Name,

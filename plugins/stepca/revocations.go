@@ -17,6 +17,10 @@ import (
 	"github.com/stint-dev/stint/plugins"
 )
 
+// keepExpired is for how long an entry stays after its certificate's end, so that a clock which jumps forward and back
+// by less loses none.
+const keepExpired = time.Hour
+
 // revocation asks for a serial number to be on the CRL.
 type revocation struct {
 	lease    plugins.LeaseID
@@ -135,7 +139,7 @@ func (c *crl) next(now time.Time, s *settings) *crl {
 	}
 	maps.Copy(n.entries, c.entries)
 	maps.DeleteFunc(n.entries, func(_ plugins.LeaseID, e entry) bool {
-		return !e.notAfter.IsZero() && now.After(e.notAfter.Add(lapseSkew))
+		return !e.notAfter.IsZero() && now.After(e.notAfter.Add(keepExpired))
 	})
 	if !c.lostAt.IsZero() && now.Before(c.lostAt.Add(s.MaxTTL)) {
 		n.lostAt = c.lostAt
@@ -146,6 +150,14 @@ func (c *crl) next(now time.Time, s *settings) *crl {
 func (c *crl) holds(lease plugins.LeaseID) bool {
 	_, ok := c.entries[lease]
 	return ok
+}
+
+// keep returns nil when a CRL that can be used is there, which it signs if need be. Without one nothing may be issued.
+func (r *revocations) keep(ctx context.Context, now time.Time) error {
+	if now.Before(r.current.Load().nextUpdate) {
+		return nil
+	}
+	return r.resign(ctx)
 }
 
 // run signs at a third of the CRL's validity until ctx is done.

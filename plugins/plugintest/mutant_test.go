@@ -1,0 +1,187 @@
+package plugintest_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/plugintest"
+)
+
+// mutantVariable names the mutant that a child process runs the suite on.
+const mutantVariable = "PLUGINTEST_MUTANT"
+
+// mutant is a Memory that breaks the contract in one way, where a field is set.
+type mutant struct {
+	*plugintest.Memory
+
+	descriptor func(plugins.Descriptor) plugins.Descriptor
+	checkRole  func(plugins.RoleInfo, error) (plugins.RoleInfo, error)
+	issue      func(context.Context, plugins.Request) (plugins.Credential, error)
+	revoke     func(context.Context, plugins.Held) (plugins.Ending, error)
+}
+
+func (m *mutant) Descriptor() plugins.Descriptor {
+	if m.descriptor != nil {
+		return m.descriptor(m.Memory.Descriptor())
+	}
+	return m.Memory.Descriptor()
+}
+
+func (m *mutant) CheckRole(r plugins.Role) (plugins.RoleInfo, error) {
+	info, err := m.Memory.CheckRole(r)
+	if m.checkRole != nil {
+		return m.checkRole(info, err)
+	}
+	return info, err
+}
+
+func (m *mutant) Issue(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+	if m.issue != nil {
+		return m.issue(ctx, req)
+	}
+	return m.Memory.Issue(ctx, req)
+}
+
+func (m *mutant) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
+	if m.revoke != nil {
+		return m.revoke(ctx, held)
+	}
+	return m.Memory.Revoke(ctx, held)
+}
+
+// mutants break one rule each; the subtest named must notice.
+func mutants() map[string]struct {
+	change func(*mutant)
+	want   string
+} {
+	var calls atomic.Int64
+	after := func(m *mutant, change func(*plugins.Credential)) {
+		m.issue = func(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+			cred, err := m.Memory.Issue(ctx, req)
+			if err == nil {
+				change(&cred)
+			}
+			return cred, err
+		}
+	}
+	return map[string]struct {
+		change func(*mutant)
+		want   string
+	}{
+		"descriptor changes": {func(m *mutant) {
+			m.descriptor = func(d plugins.Descriptor) plugins.Descriptor {
+				d.Horizon = time.Duration(calls.Add(1))
+				return d
+			}
+		}, "descriptor"},
+		"takes every role": {func(m *mutant) {
+			m.checkRole = func(plugins.RoleInfo, error) (plugins.RoleInfo, error) {
+				return m.Memory.CheckRole(plugins.Role{})
+			}
+		}, "roles"},
+		"revoke does nothing": {func(m *mutant) {
+			m.revoke = func(context.Context, plugins.Held) (plugins.Ending, error) {
+				return plugins.Ending{Proof: plugins.ReadBack, At: time.Now()}, nil
+			}
+		}, "life"},
+		"second revoke fails": {func(m *mutant) {
+			seen := map[plugins.LeaseID]bool{}
+			m.revoke = func(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
+				if seen[held.Lease] {
+					return plugins.Ending{}, plugins.ErrNotProven
+				}
+				seen[held.Lease] = true
+				return m.Memory.Revoke(ctx, held)
+			}
+		}, "life"},
+		"no proof": {func(m *mutant) {
+			m.revoke = func(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
+				end, err := m.Memory.Revoke(ctx, held)
+				end.Proof = ""
+				return end, err
+			}
+		}, "life"},
+		"secret in the reference": {func(m *mutant) {
+			after(m, func(c *plugins.Credential) { c.PublicRef = string(c.Fields["password"].Expose()) })
+		}, "life"},
+		"no end": {func(m *mutant) {
+			after(m, func(c *plugins.Credential) { c.NotAfter = c.NotAfter.Add(time.Hour) })
+		}, "not_after"},
+		"one handle for all": {func(m *mutant) {
+			after(m, func(c *plugins.Credential) { c.Handle = plugins.Handle(strings.Repeat("0", 32)) })
+		}, "many_at_once"},
+		"takes any handle": {func(m *mutant) {
+			m.revoke = func(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
+				held.Handle = ""
+				return m.Memory.Revoke(ctx, held)
+			}
+		}, "unknown_handle"},
+		"ignores the context": {func(m *mutant) {
+			m.issue = func(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+				return m.Memory.Issue(context.WithoutCancel(ctx), req)
+			}
+		}, "context_is_done"},
+		"bare errors": {func(m *mutant) {
+			m.issue = func(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+				cred, err := m.Memory.Issue(ctx, req)
+				if err != nil {
+					err = errors.New("something went wrong")
+				}
+				return cred, err
+			}
+		}, "issue_is_cancelled"},
+		"claims without the backend": {func(m *mutant) {
+			m.revoke = func(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
+				end, err := m.Memory.Revoke(ctx, held)
+				if errors.Is(err, plugins.ErrUnavailable) {
+					end, err = plugins.Ending{Proof: plugins.ReadBack, At: time.Now()}, nil
+				}
+				return end, err
+			}
+		}, "break_and_heal"},
+		"leaves goroutines": {func(m *mutant) {
+			m.issue = func(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
+				go func() { <-context.WithoutCancel(ctx).Done() }()
+				return m.Memory.Issue(ctx, req)
+			}
+		}, "goroutines"},
+	}
+}
+
+// TestMutant runs the suite on the mutant that the environment names; it is for TestSuiteNoticesMutants only.
+func TestMutant(t *testing.T) {
+	change, ok := mutants()[os.Getenv(mutantVariable)]
+	if !ok {
+		t.Skip("run by TestSuiteNoticesMutants")
+	}
+	m := &mutant{Memory: plugintest.NewMemory(plugintest.MemoryConfig{})}
+	change.change(m)
+	h := harness(m, m.Memory, `{}`)
+	plugintest.Run(t, h)
+}
+
+// TestSuiteNoticesMutants checks that each rule of the contract that is broken is noticed.
+func TestSuiteNoticesMutants(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, m := range mutants() {
+		t.Run(name, func(t *testing.T) {
+			child := exec.CommandContext(t.Context(), self, "-test.run=^TestMutant$")
+			child.Env = append(slices.Clone(os.Environ()), mutantVariable+"="+name)
+			out, err := child.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "--- FAIL: TestMutant/"+m.want) {
+				t.Errorf("the suite did not notice in %q: %v\n%s", m.want, err, out)
+			}
+		})
+	}
+}
