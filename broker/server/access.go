@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
@@ -109,14 +110,11 @@ func forbidden(c *call) *fault.Error {
 
 // list writes roles for people: "admin, operator".
 func list(roles []attestor.AdminRole) string {
-	text := ""
-	for i, r := range roles {
-		if i > 0 {
-			text += ", "
-		}
-		text += string(r)
+	names := make([]string, 0, len(roles))
+	for _, r := range roles {
+		names = append(names, string(r))
 	}
-	return text
+	return strings.Join(names, ", ")
 }
 
 // actorOf is how records name an identity.

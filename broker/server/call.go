@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -58,9 +59,8 @@ func (s *Server) run(ctx context.Context, c *call, handler func(context.Context)
 	_ = grpc.SetTrailer(ctx, md)
 
 	next := handler
-	steps := s.steps()
-	for i := len(steps) - 1; i >= 0; i-- {
-		step, inner := steps[i], next
+	for _, step := range slices.Backward(s.steps()) {
+		inner := next
 		next = func(ctx context.Context) error { return step(ctx, c, inner) }
 	}
 	return next(ctx)

@@ -38,7 +38,7 @@ func durationOf(d time.Duration) *durationpb.Duration {
 }
 
 // count writes a number of things.
-func count(n int) int32 { return int32(min(max(n, 0), math.MaxInt32)) } //nolint:gosec // bounded
+func count(n int) int32 { return int32(min(max(n, 0), math.MaxInt32)) }
 
 func declarationOf(req *stintv1.DeclareTaskRequest) broker.Declaration {
 	d := broker.Declaration{
