@@ -129,21 +129,21 @@ func (f *Fixture) AppRole(tb testing.TB) vault.Auth {
 	return vault.Auth{AppRole: &vault.AppRoleAuth{RoleID: role, SecretID: Static(id)}}
 }
 
-// TokenFile returns the authentication by a file that holds a fresh token with Stint's policy.
-func (f *Fixture) TokenFile(tb testing.TB) vault.Auth {
+// TokenFile returns the authentication by a file that holds a fresh token with Stint's policy and these.
+func (f *Fixture) TokenFile(tb testing.TB, policies ...string) vault.Auth {
 	tb.Helper()
 	path := filepath.Join(tb.TempDir(), "token")
-	if err := os.WriteFile(path, []byte(f.Token(tb)+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(f.Token(tb, policies...)+"\n"), 0o600); err != nil {
 		tb.Fatal(err)
 	}
 	return vault.Auth{Token: &vault.TokenAuth{File: path}}
 }
 
-// Token makes a token with Stint's policy.
-func (f *Fixture) Token(tb testing.TB) string {
+// Token makes a token with Stint's policy and these.
+func (f *Fixture) Token(tb testing.TB, policies ...string) string {
 	tb.Helper()
 	answer, err := f.Root.Auth().Token().CreateOrphanWithContext(tb.Context(), &vaultapi.TokenCreateRequest{
-		Policies: []string{vault.StintPolicy}, NoDefaultPolicy: true, TTL: loginTTL,
+		Policies: append(policies, vault.StintPolicy), NoDefaultPolicy: true, TTL: loginTTL,
 	})
 	if err != nil {
 		tb.Fatal(err)

@@ -107,17 +107,20 @@ func TestRule(t *testing.T) {
 	}{
 		"a database": {
 			`{"path":"database/creds/stint-ro","policy":"stint-x"}`,
-			recipe.Rule{Path: "database/creds/stint-ro", Capability: "read"}, "database/creds/stint-*",
+			recipe.Rule{Path: "database/creds/stint-ro", Capability: "read"},
+			"database/creds/stint-*",
 		},
 		"data": {
 			`{"path":"ssh/creds/stint-otp","policy":"stint-x","data":{"ip":"10.0.0.{{ .params.a }}","user":"ubuntu","any":"{{ .params.a }}","on":true,"n":1}}`,
 			recipe.Rule{Path: "ssh/creds/stint-otp", Capability: "update", Allowed: map[string][]string{
 				"ip": {"10.0.0.*"}, "user": {"ubuntu"}, "any": {}, "on": {"true"}, "n": {},
-			}}, "ssh/creds/stint-*",
+			}},
+			"ssh/creds/stint-*",
 		},
 		"a parameter in the path": {
 			`{"path":"kv/{{ .params.a }}/stint-{{ .params.a }}","policy":"stint-x"}`,
-			recipe.Rule{Path: "kv/+/stint-*", Capability: "read"}, "kv/*",
+			recipe.Rule{Path: "kv/+/stint-*", Capability: "read"},
+			"kv/*",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -94,8 +94,13 @@ func TestErrorsHoldNoAnswer(t *testing.T) {
 		status int
 		body   string
 	}{
-		{500, `{"errors":["failed: ` + leak + `"]}`}, {400, leak}, {403, `{"errors":["1 error occurred:\n\t* ` + leak + `\n\n"]}`},
-		{200, `{"data":"` + leak + `"}`}, {200, leak}, {307, leak}, {200, `{"data":{"x":"` + leak},
+		{500, `{"errors":["failed: ` + leak + `"]}`},
+		{400, leak},
+		{403, `{"errors":["1 error occurred:\n\t* ` + leak + `\n\n"]}`},
+		{200, `{"data":"` + leak + `"}`},
+		{200, leak},
+		{307, leak},
+		{200, `{"data":{"x":"` + leak},
 	} {
 		url, calls := server(t, answer.status, answer.body)
 		_, err := client(t, rest.Config{Address: url}).Do(t.Context(), rest.Call{Method: "PUT", Path: "p", Body: map[string]any{"a": 1}})
@@ -217,9 +222,14 @@ func TestAddressAndCA(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, cfg := range []rest.Config{
-		{Address: ""}, {Address: "vault.example.org:8200"}, {Address: "http://vault.example.org:8200"}, {Address: "ftp://127.0.0.1"},
-		{Address: "https://user:pw@vault.example.org"}, {Address: "https://vault.example.org?x=1"},
-		{Address: "https://vault.example.org", CAFile: empty}, {Address: "https://vault.example.org", CAFile: empty + ".none"},
+		{Address: ""},
+		{Address: "vault.example.org:8200"},
+		{Address: "http://vault.example.org:8200"},
+		{Address: "ftp://127.0.0.1"},
+		{Address: "https://user:pw@vault.example.org"},
+		{Address: "https://vault.example.org?x=1"},
+		{Address: "https://vault.example.org", CAFile: empty},
+		{Address: "https://vault.example.org", CAFile: empty + ".none"},
 	} {
 		if _, err := rest.New(cfg); err == nil {
 			t.Errorf("%+v was accepted", cfg)
