@@ -19,8 +19,10 @@ import (
 
 // Compile makes an Engine. Either there are no problems, or no engine: a policy that does not parse, does not pass the
 // schema, or names a role or profile that there is not.
-func Compile(set resource.Set) (*Engine, []resource.Problem) {
-	validator, err := newValidator(set)
+func Compile(set resource.Set) (*Engine, []resource.Problem) { return compile(set, Schema(set)) }
+
+func compile(set resource.Set, schema string) (*Engine, []resource.Problem) {
+	validator, err := newValidator(schema)
 	if err != nil {
 		return nil, []resource.Problem{{Message: "internal error: " + err.Error()}}
 	}
@@ -38,12 +40,17 @@ func Compile(set resource.Set) (*Engine, []resource.Problem) {
 	}
 	e := &Engine{
 		set: set, hash: set.Hash(), entities: c.entities, profiles: newProfiles(set.Profiles()),
-		statements: sliced{}, byID: map[string]statement{}, reads: facts{attrs: map[string]bool{}, context: map[string]bool{}},
+		statements: sliced{}, byID: map[string]statement{}, reads: newFacts(),
+		parents: map[string]cedar.EntityUIDSet{},
 	}
 	for _, st := range c.statements {
 		e.statements.add(st)
 		e.byID[string(st.id)] = st
 		e.reads.merge(st.reads)
+	}
+	e.readsAgent = slices.ContainsFunc(agentAttrs(), func(name string) bool { return e.reads.attrs[name] })
+	for _, p := range set.Profiles() {
+		e.parents[p.Name] = cedar.NewEntityUIDSet(profileUID(p.Name))
 	}
 	e.warnings = slices.Concat(set.Warnings(), c.warnings, unreachable(set, c.statements))
 	return e, nil

@@ -19,7 +19,9 @@ type Engine struct {
 	entities   cedar.EntityMap
 	statements sliced
 	byID       map[string]statement
-	reads      facts // of all statements together
+	reads      facts                         // of all statements together
+	readsAgent bool                          // whether any of them reads an attribute that an agent has
+	parents    map[string]cedar.EntityUIDSet // of an agent, by its profile
 }
 
 // Hash returns the hash of the policy set: SHA-256 in lower-case hex over all roles, profiles and policies.
@@ -47,10 +49,7 @@ func (e *Engine) Available(agent spiffeid.ID) []RoleView {
 	p, _ := e.Profile(agent)
 	out := make([]RoleView, 0, len(p.Roles))
 	for _, pr := range p.Roles {
-		role, ok := e.set.Role(pr.Name)
-		if !ok {
-			continue
-		}
+		role, _ := e.set.Role(pr.Name) // a set holds every role that its profiles list
 		if pr.MaxTTL > 0 {
 			role.MaxTTL = min(role.MaxTTL, pr.MaxTTL)
 			role.DefaultTTL = min(role.DefaultTTL, role.MaxTTL)

@@ -3,7 +3,6 @@ package policy
 import (
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -80,6 +79,10 @@ func (w world) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
 
 // agentEntity builds the agent's entity with the attributes that some policy reads.
 func (e *Engine) agentEntity(uid cedar.EntityUID, q question) cedar.Entity {
+	out := cedar.Entity{UID: uid, Parents: e.parents[q.profile]}
+	if !e.readsAgent {
+		return out
+	}
 	id, path := q.identity.ID, q.identity.ID.Path()
 	segments := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	attrs := cedar.RecordMap{}
@@ -94,11 +97,10 @@ func (e *Engine) agentEntity(uid cedar.EntityUID, q question) cedar.Entity {
 	set("name", cedar.String(segments[len(segments)-1]))
 	set("depth", cedar.Long(len(segments)))
 	for i, s := range segments[:min(len(segments), maxSegments)] {
-		set("segment"+strconv.Itoa(i+1), cedar.String(s))
+		set(segmentAttr(i), cedar.String(s))
 	}
-	return cedar.Entity{
-		UID: uid, Attributes: cedar.NewRecord(attrs), Parents: cedar.NewEntityUIDSet(profileUID(q.profile)),
-	}
+	out.Attributes = cedar.NewRecord(attrs)
+	return out
 }
 
 // context builds the request's context with the attributes that some policy reads.

@@ -35,7 +35,7 @@ func Schema(set resource.Set) string {
 		fmt.Fprintf(&params, "\t\t\t%s?: String,\n", strconv.Quote(name))
 	}
 	for i := range maxSegments {
-		fmt.Fprintf(&segments, "\t\tsegment%d?: String,\n", i+1)
+		fmt.Fprintf(&segments, "\t\t%s?: String,\n", segmentAttr(i))
 	}
 	return fmt.Sprintf(schemaText, segments.String(), params.String())
 }
@@ -75,10 +75,10 @@ const schemaText = `namespace Stint {
 }
 `
 
-// newValidator makes the strict validator of a set's policies.
-func newValidator(set resource.Set) (*validate.Validator, error) {
+// newValidator makes the strict validator of a schema.
+func newValidator(text string) (*validate.Validator, error) {
 	var s schema.Schema
-	if err := s.UnmarshalCedar([]byte(Schema(set))); err != nil {
+	if err := s.UnmarshalCedar([]byte(text)); err != nil {
 		return nil, fmt.Errorf("read the schema: %w", err)
 	}
 	resolved, err := s.Resolve()
@@ -113,6 +113,18 @@ func entities(set resource.Set) cedar.EntityMap {
 		add(roleUID(r.Name), cedar.RecordMap{"name": cedar.String(r.Name), "ends": ends(r.Info.Ends)}, backendUID(r.Backend))
 	}
 	return out
+}
+
+// segmentAttr names the attribute of a segment of an agent's path, counted from 0: "segment1".
+func segmentAttr(i int) string { return "segment" + strconv.Itoa(i+1) }
+
+// agentAttrs are the attributes of an agent's entity.
+func agentAttrs() []string {
+	names := []string{"id", "trust_domain", "path", "name", "depth"}
+	for i := range maxSegments {
+		names = append(names, segmentAttr(i))
+	}
+	return names
 }
 
 func ends(e plugins.Ends) cedar.String {

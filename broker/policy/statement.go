@@ -24,7 +24,7 @@ type statement struct {
 
 func newStatement(id cedar.PolicyID, p *cedar.Policy) statement {
 	tree := (*ast.Policy)(p.AST())
-	reads := facts{attrs: map[string]bool{}, context: map[string]bool{}}
+	reads := newFacts()
 	for _, c := range tree.Conditions {
 		reads.add(c.Body)
 	}
@@ -38,7 +38,7 @@ func opened(p *cedar.Policy) *cedar.Policy {
 	tree := *(*ast.Policy)(p.AST())
 	kept := make([]ast.ConditionType, 0, len(tree.Conditions))
 	for _, c := range tree.Conditions {
-		reads := facts{attrs: map[string]bool{}, context: map[string]bool{}}
+		reads := newFacts()
 		reads.add(c.Body)
 		if !reads.whole && !reads.context[parametersAttr] {
 			kept = append(kept, c)
@@ -60,6 +60,8 @@ type facts struct {
 	context map[string]bool // those of the context
 	whole   bool            // the context as a whole
 }
+
+func newFacts() facts { return facts{attrs: map[string]bool{}, context: map[string]bool{}} }
 
 // add collects what an expression reads. Cedar names every attribute literally, so what is not named is not read.
 func (f *facts) add(body ast.IsNode) {
