@@ -90,7 +90,6 @@ type Limits struct {
 	ConnectionMaxAge     time.Duration // then the connection is asked to end (GOAWAY)
 	ConnectionGrace      time.Duration // and so long after, it is closed
 	HandshakeTimeout     time.Duration // from accept to the end of the TLS handshake
-	KeepaliveMinTime     time.Duration // pings more often than that end the connection
 	MaxConcurrentStreams int           // of one connection
 	MaxMessage           ByteSize      // of one request
 }
@@ -121,7 +120,6 @@ func Default() Config {
 			ConnectionMaxAge:     10 * time.Minute,
 			ConnectionGrace:      30 * time.Second,
 			HandshakeTimeout:     10 * time.Second,
-			KeepaliveMinTime:     10 * time.Second,
 			MaxConcurrentStreams: 128,
 			MaxMessage:           64 * KiB,
 		},

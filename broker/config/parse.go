@@ -110,7 +110,6 @@ func limits(l *Limits) block {
 		"connection_max_age":     duration(&l.ConnectionMaxAge, time.Second, 24*time.Hour),
 		"connection_grace":       duration(&l.ConnectionGrace, time.Second, time.Hour),
 		"handshake_timeout":      duration(&l.HandshakeTimeout, time.Second, time.Minute),
-		"keepalive_min_time":     duration(&l.KeepaliveMinTime, time.Second, time.Hour),
 		"max_concurrent_streams": count(&l.MaxConcurrentStreams, 1, 65536),
 		"max_message":            size(&l.MaxMessage, 16*KiB, 16*MiB),
 	}}

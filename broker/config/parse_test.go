@@ -110,7 +110,7 @@ func full(t *testing.T) *config.Config {
 		},
 		Limits: config.Limits{
 			ConnectionMaxAge: time.Minute, ConnectionGrace: 2 * time.Second, HandshakeTimeout: 3 * time.Second,
-			KeepaliveMinTime: 4 * time.Second, MaxConcurrentStreams: 5, MaxMessage: 128 * config.KiB,
+			MaxConcurrentStreams: 5, MaxMessage: 128 * config.KiB,
 		},
 		Teardown: config.Teardown{StuckAfter: time.Hour},
 		Log:      config.Log{Level: "debug", Format: "console"},

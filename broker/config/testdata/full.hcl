@@ -33,7 +33,6 @@ limits {
   connection_max_age     = "1m"
   connection_grace       = "2s"
   handshake_timeout      = "3s"
-  keepalive_min_time     = "4s"
   max_concurrent_streams = 5
   max_message            = "128KiB"
 }
