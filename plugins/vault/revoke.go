@@ -18,7 +18,7 @@ import (
 // else (plugins.LostAtBackend): Vault itself gave its ID, so "invalid lease" means gone and not unknown. An attempt of
 // ours that a crash cut off looks the same as somebody else's, and the detail says so.
 //
-// Without a lease the token is ended, Vault is told to tidy leases whose token is gone, and the proof is plugins.Swept.
+// Where Vault refused to issue, only the token is ended (plugins.NotIssued). Without a lease otherwise the token is ended, Vault is told to tidy leases whose token is gone, and the proof is plugins.Swept.
 // A static value is plugins.Disclosed.
 func (b *Backend) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
 	h, err := decodeHandle(held.Handle)
@@ -156,6 +156,9 @@ func (b *Backend) endStatic(ctx context.Context, h handle) (plugins.Ending, erro
 func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugins.Ending, error) {
 	if err := b.endToken(ctx, h.Accessor); err != nil {
 		return plugins.Ending{}, err
+	}
+	if held.NotIssued { // Vault refused before it issued: there is no lease to tidy
+		return plugins.Ending{Proof: plugins.NotIssued, At: time.Now(), Detail: "Vault: refused to issue; token gone"}, nil
 	}
 	if _, err := b.own(ctx, put("sys/leases/tidy", map[string]any{})); err != nil {
 		return plugins.Ending{}, fmt.Errorf("%w: tidy leases: %w", plugins.ErrNotProven, err)
