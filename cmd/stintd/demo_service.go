@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -60,6 +61,7 @@ func startDemoService(ctx context.Context, statusURL string) (*demoService, erro
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.greet),
 		ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog:          log.New(io.Discard, "", 0), // the story tells what is refused
 		TLSConfig: &tls.Config{
 			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{s.cert}, ClientAuth: tls.RequireAndVerifyClientCert,
 			ClientCAs: s.roots, SessionTicketsDisabled: true, VerifyConnection: s.verify,
