@@ -76,12 +76,13 @@ func decodeReceipt(doc []byte, d *receipt) (int64, error) {
 		}
 		return Whole, nil
 	}
-	offset := dec.InputOffset()
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
-		offset = syntax.Offset
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return indexBefore(doc, syntax.Offset), err
 	}
-	return indexBefore(doc, offset), err
+	if kind, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return indexBefore(doc, kind.Offset), err
+	}
+	return Whole, err
 }
 
 // indexBefore returns the index of the record that an offset lies in. Inside a record's text the quotes are escaped, so
@@ -174,8 +175,11 @@ func (r *Report) begins(index int64, rec *Record) *LeaseReport {
 
 // ends notes the end of a lease.
 func (r *Report) ends(index int64, rec *Record) {
+	known := len(r.Leases)
 	l := r.lease(rec)
 	switch {
+	case len(r.Leases) > known:
+		r.fault(index, "lease %s ends, but the receipt does not show that it began: records are missing", rec.Lease)
 	case rec.Proof == nil || rec.Proof.Kind == plugins.Pending || rec.Proof.Kind == "":
 		r.fault(index, "lease %s is said to have ended, without proof", rec.Lease)
 	case l.Ended:
