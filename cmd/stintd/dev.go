@@ -69,7 +69,7 @@ func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	return d.run(ctx, func(ctx context.Context) error {
+	if err := d.run(ctx, func(ctx context.Context) error {
 		if err := d.writeEnv(); err != nil {
 			return err
 		}
@@ -77,7 +77,14 @@ func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
 		<-ctx.Done()
 		_, err := fmt.Fprintln(out, "\nEnding every task …")
 		return err
-	})
+	}); err != nil {
+		return err
+	}
+	if left := d.house.left; left > 0 {
+		return fmt.Errorf("%d tasks are not proven ended; `stintd dev` with the same --data-dir goes on with them", left)
+	}
+	_, err = fmt.Fprintln(out, "Stopped: no task is open.")
+	return err
 }
 
 // devBroker is a broker for development and everything around it.

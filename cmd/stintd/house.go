@@ -56,6 +56,7 @@ type house struct {
 	guard   *x509svid.Credentials
 
 	stopping atomic.Bool
+	left     int // tasks that stayed open when the house stopped
 }
 
 // build opens the ledger. Nothing runs yet.
@@ -92,7 +93,6 @@ func (h *house) run(ctx context.Context, ready func(context.Context) error) erro
 	base, stopBase := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBase()
 	ground, groundCtx := errgroup.WithContext(base)
-	ground.Go(func() error { return h.store.Run(groundCtx) })
 	ground.Go(func() error { return h.ledger.Run(groundCtx) })
 	ground.Go(func() error { return h.source.Run(groundCtx) })
 	for name, b := range h.backends {
@@ -194,12 +194,12 @@ func (h *house) wind(ctx context.Context) error {
 	if h.endTasks {
 		h.endEveryTask(ctx)
 	}
-	open, err := h.openTasks(ctx)
-	if err != nil {
+	var err error
+	if h.left, err = h.openTasks(ctx); err != nil {
 		return fmt.Errorf("count open tasks: %w", err)
 	}
-	h.logger.Info("stopping; open tasks stay open, and go on when the broker is back", zap.Int("open_tasks", open))
-	return h.record(ctx, audit.ServerStopped, fmt.Sprintf("%d tasks left open", open))
+	h.logger.Info("stopping; open tasks stay open, and go on when the broker is back", zap.Int("open_tasks", h.left))
+	return h.record(ctx, audit.ServerStopped, fmt.Sprintf("%d tasks left open", h.left))
 }
 
 // endEveryTask stops what is still open, and gives teardown until ctx is done.
