@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"maps"
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
@@ -17,6 +16,7 @@ import (
 // error where the role asks for them.
 func (a *answer) fields() (map[string]secret.Value, string, error) {
 	data := a.data()
+	defer wipe(data)
 	out := make(map[string]secret.Value, len(data))
 	if len(a.recipe.Fields) == 0 {
 		for key, raw := range data {
@@ -51,14 +51,13 @@ func (a *answer) data() map[string]json.RawMessage {
 	if json.Unmarshal(inner, &value) != nil {
 		return data
 	}
-	// Both copies are wiped with the reply.
-	outer := maps.Clone(data)
-	clear(data)
-	for key, raw := range outer {
-		data["\x00"+key] = raw
-	}
-	maps.Copy(data, value)
 	return value
+}
+
+func wipe(data map[string]json.RawMessage) {
+	for _, raw := range data {
+		clear(raw)
+	}
 }
 
 // fieldText returns a field's bytes, and false for a shape that is no field.

@@ -2,7 +2,6 @@ package vault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -29,11 +28,11 @@ func (b *Backend) issue(ctx context.Context, req plugins.Request) (plugins.Crede
 	defer req.Prepared.State.Wipe()
 	h, err := decodeHandle(req.Prepared.Handle)
 	if err != nil {
-		return plugins.Credential{}, errors.Join(err, plugins.ErrNotIssued)
+		return plugins.Credential{}, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
 	}
 	r, err := recipe.Parse(req.Role)
 	if err != nil {
-		return plugins.Credential{}, errors.Join(err, plugins.ErrNotIssued)
+		return plugins.Credential{}, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
 	}
 	asked := time.Now()
 	ttl := wholeSeconds(req.NotAfter.Sub(asked))
@@ -59,7 +58,7 @@ func (b *Backend) issueError(ctx context.Context, h handle, policy string, err e
 		return fmt.Errorf("%w: whether it was issued is not known: %s", plugins.ErrUnavailable, err.Error())
 	}
 	if rest.Denied(err) {
-		err = fmt.Errorf("%w; does policy %s allow it?", err, policy)
+		err = fmt.Errorf("%w; does policy %s allow it? see `stintd setup vault`", err, policy)
 	}
 	if dropped := b.revokeAccessor(ctx, h.Accessor); dropped != nil {
 		err = fmt.Errorf("%w (and its token lives until its TTL: %s)", err, dropped.Error())

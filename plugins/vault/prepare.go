@@ -3,7 +3,6 @@ package vault
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -55,7 +54,10 @@ func (b *Backend) prepare(ctx context.Context, req plugins.Request) (plugins.Pre
 		return plugins.Prepared{}, err
 	}
 	if err = checkToken(reply, r.Policy, ttl); err != nil {
-		return plugins.Prepared{}, errors.Join(err, b.dropToken(ctx, reply.Auth))
+		if dropped := b.dropToken(ctx, reply.Auth); dropped != nil {
+			err = fmt.Errorf("%w (and it lives until its TTL: %s)", err, dropped.Error())
+		}
+		return plugins.Prepared{}, err
 	}
 	h, err := handle{
 		Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: req.NotAfter.Unix(),

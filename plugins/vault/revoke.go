@@ -2,7 +2,6 @@ package vault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -18,8 +17,9 @@ import (
 // else (plugins.LostAtBackend): Vault itself gave its ID, so "invalid lease" means gone and not unknown. An attempt of
 // ours that a crash cut off looks the same as somebody else's, and the detail says so.
 //
-// Where Vault refused to issue, only the token is ended (plugins.NotIssued). Without a lease otherwise the token is ended, Vault is told to tidy leases whose token is gone, and the proof is plugins.Swept.
-// A static value is plugins.Disclosed.
+// Where Vault refused to issue, only the token is ended (plugins.NotIssued). A static value is plugins.Disclosed. Without
+// a lease otherwise, the token is ended, Vault is told to tidy leases whose token is gone, and the proof is
+// plugins.Swept.
 func (b *Backend) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
 	h, err := decodeHandle(held.Handle)
 	if err != nil {
@@ -39,8 +39,10 @@ func (b *Backend) end(ctx context.Context, h handle, held plugins.Held) (plugins
 	switch {
 	case h.Lease != "":
 		return b.endLease(ctx, h, held)
+	case held.NotIssued: // there is no lease to tidy, and no value was disclosed
+		return b.endUnused(ctx, h, plugins.Ending{Proof: plugins.NotIssued, Detail: "Vault: refused to issue; token gone"})
 	case h.Static:
-		return b.endStatic(ctx, h)
+		return b.endUnused(ctx, h, plugins.Ending{Proof: plugins.Disclosed, Detail: "Vault: stored value; token gone"})
 	}
 	return b.sweep(ctx, h, held)
 }
@@ -49,7 +51,7 @@ func (b *Backend) end(ctx context.Context, h handle, held plugins.Held) (plugins
 func (b *Backend) sameCluster(ctx context.Context, h handle) error {
 	health, err := login.Health(ctx, b.rest)
 	if err != nil {
-		return errors.Join(err, plugins.ErrNotProven)
+		return fmt.Errorf("%w: %w", plugins.ErrNotProven, err)
 	}
 	if health.ClusterID != h.Cluster {
 		return fmt.Errorf("%w: cluster %s answers, but %s issued", plugins.ErrNotProven, health.ClusterID, h.Cluster)
@@ -144,11 +146,13 @@ func (b *Backend) endToken(ctx context.Context, accessor string) error {
 	return fmt.Errorf("%w: look up token by accessor: %w", plugins.ErrNotProven, err)
 }
 
-func (b *Backend) endStatic(ctx context.Context, h handle) (plugins.Ending, error) {
+// endUnused ends a token that has no lease, and gives the ending its time.
+func (b *Backend) endUnused(ctx context.Context, h handle, ending plugins.Ending) (plugins.Ending, error) {
 	if err := b.endToken(ctx, h.Accessor); err != nil {
 		return plugins.Ending{}, err
 	}
-	return plugins.Ending{Proof: plugins.Disclosed, At: time.Now(), Detail: "Vault: stored value; token gone"}, nil
+	ending.At = time.Now()
+	return ending, nil
 }
 
 // sweep ends what an intent may have brought to life. Vault revokes a token's leases with it, except for one that was
@@ -156,9 +160,6 @@ func (b *Backend) endStatic(ctx context.Context, h handle) (plugins.Ending, erro
 func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugins.Ending, error) {
 	if err := b.endToken(ctx, h.Accessor); err != nil {
 		return plugins.Ending{}, err
-	}
-	if held.NotIssued { // Vault refused before it issued: there is no lease to tidy
-		return plugins.Ending{Proof: plugins.NotIssued, At: time.Now(), Detail: "Vault: refused to issue; token gone"}, nil
 	}
 	if _, err := b.own(ctx, put("sys/leases/tidy", map[string]any{})); err != nil {
 		return plugins.Ending{}, fmt.Errorf("%w: tidy leases: %w", plugins.ErrNotProven, err)
@@ -168,6 +169,6 @@ func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugi
 		until = h.until()
 	}
 	return plugins.Ending{
-		Proof: plugins.Swept, At: time.Now(), UsableUntil: until, Detail: "Vault: token gone; leases tidied",
+		Proof: plugins.Swept, At: time.Now(), UsableUntil: until, Detail: "Vault: token gone; tidying of its leases begun",
 	}, nil
 }

@@ -6,7 +6,6 @@ package vault
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -116,11 +115,8 @@ func (b *Backend) own(ctx context.Context, call rest.Call) (*rest.Reply, error) 
 	}
 	another, ok := b.session.Refused(ctx, token)
 	if !ok {
-		return nil, errors.Join(err, errDenied)
+		return nil, fmt.Errorf("%w; does the policy of stint's own token allow it? see `stintd setup vault`", err)
 	}
 	call.Token = another
 	return b.rest.Do(ctx, call)
 }
-
-// errDenied says where to look.
-var errDenied = errors.New("does the policy of stint's token allow it? see deploy/vault")

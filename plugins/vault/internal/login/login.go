@@ -23,7 +23,7 @@ const (
 	firstRetry   = time.Second
 	slowestRetry = 30 * time.Second
 	// minLogin is the least time between two logins that a refused call may cause.
-	minLogin = 10 * time.Second
+	minLogin = time.Minute
 	// noExpiry is how often a token without expiry is looked after.
 	noExpiry = time.Minute
 )
@@ -71,7 +71,7 @@ func (s *Session) Cluster(ctx context.Context) (string, error) {
 
 // Refused reports that a call with this token was denied. It returns another token to try once more with, or false
 // where that cannot help. Vault says the same of a dead token and of a missing policy. A dead one is replaced; for a
-// live one, a new login takes up policies that were changed, but not within 10 s of the last.
+// live one, a new login takes up policies that were changed, but not within a minute of the last.
 func (s *Session) Refused(ctx context.Context, token secret.Value) (secret.Value, bool) {
 	st := s.snapshot()
 	if !st.token.Equal(token) {
