@@ -1,0 +1,478 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/stint-dev/stint/broker/brokertest"
+	"github.com/stint-dev/stint/broker/fault"
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+)
+
+// detail returns the first detail of a type, or nil.
+func detail[T any](err error) *T {
+	for _, d := range status.Convert(err).Details() {
+		if found, ok := d.(*T); ok {
+			return found
+		}
+	}
+	return nil
+}
+
+// wantReason fails the test unless err carries the reason under the code, in the form that clients rely on.
+func wantReason(t *testing.T, err error, code codes.Code, reason fault.Reason) {
+	t.Helper()
+	info := detail[errdetails.ErrorInfo](err)
+	if status.Code(err) != code || info == nil || info.GetReason() != string(reason) || info.GetDomain() != "stint.dev" {
+		t.Fatalf("got %v (%v), want %s with reason %s", err, info, code, reason)
+	}
+	if id := detail[errdetails.RequestInfo](err); id == nil || len(id.GetRequestId()) != 36 {
+		t.Errorf("no request ID in %v", err)
+	}
+}
+
+func wait(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
+
+func TestWholeFlow(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent := h.As(t, "/agent/a")
+	task := agent.Declare(t, "orders-db", "vault-like")
+	if task.GetState() != stintv1.TaskState_TASK_STATE_ACTIVE || task.GetAgent() != "spiffe://example.org/agent/a" ||
+		task.GetProfile() != "agents" || len(task.GetGrants()) != 2 || task.GetLastSeen() == nil {
+		t.Fatalf("declared %v", task)
+	}
+	var leases []string
+	for _, role := range []string{"orders-db", "vault-like"} {
+		res := agent.Issue(t, task, role)
+		if len(res.GetSecret().GetFields()["password"]) < 20 || res.GetCheckpoint() == "" {
+			t.Errorf("%s: the answer holds no secret or no checkpoint", role)
+		}
+		if l := res.GetLease(); l.GetState() != stintv1.LeaseState_LEASE_STATE_ACTIVE || l.GetTask() != task.GetName() {
+			t.Errorf("%s: lease %v", role, l)
+		}
+		leases = append(leases, res.GetLease().GetName())
+	}
+	if env := agent.Issue(t, task, "orders-db").GetDelivery().GetEnv()["PGUSER"]; env != "{{ .username }}" {
+		t.Errorf("delivery of PGUSER is %q", env)
+	}
+	if n := len(h.Memory.Alive()) + len(h.Preparing.Alive()); n != 3 {
+		t.Fatalf("%d credentials are alive", n)
+	}
+	done, err := agent.Tasks.CompleteTask(t.Context(), &stintv1.CompleteTaskRequest{Name: task.GetName(), Wait: wait(30 * time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := done.GetTask(); got.GetState() != stintv1.TaskState_TASK_STATE_CLOSED ||
+		got.GetCloseReason() != stintv1.CloseReason_CLOSE_REASON_COMPLETED || got.GetTeardown().GetByProof()["read_back"] != 3 {
+		t.Errorf("completed %v", got)
+	}
+	for _, l := range done.GetLeases() {
+		if l.GetState() != stintv1.LeaseState_LEASE_STATE_REVOKED || l.GetProof() != "read_back" || l.GetRevokedAt() == nil {
+			t.Errorf("lease %v", l)
+		}
+	}
+	if n := len(h.Memory.Alive()) + len(h.Preparing.Alive()) + h.Preparing.Tokens(); n != 0 {
+		t.Errorf("%d credentials or tokens are alive after the task", n)
+	}
+	l, err := agent.Credentials.GetLease(t.Context(), &stintv1.GetLeaseRequest{Name: leases[0]})
+	if err != nil || l.GetState() != stintv1.LeaseState_LEASE_STATE_REVOKED {
+		t.Errorf("lease afterwards: %v, %v", l, err)
+	}
+	_, err = agent.Credentials.IssueCredential(t.Context(), &stintv1.IssueCredentialRequest{
+		Task: task.GetName(), Role: "orders-db", RequestId: brokertest.RequestID(),
+	})
+	wantReason(t, err, codes.FailedPrecondition, fault.TaskClosed)
+}
+
+func TestAnotherAgentSeesNothing(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	owner, other := h.As(t, "/agent/a"), h.As(t, "/agent/b")
+	task := owner.Declare(t, "orders-db")
+	lease := owner.Issue(t, task, "orders-db").GetLease()
+	ctx := t.Context()
+	calls := map[string]func(task, lease string) error{
+		"GetTask": func(task, _ string) error {
+			_, err := other.Tasks.GetTask(ctx, &stintv1.GetTaskRequest{Name: task})
+			return err
+		},
+		"WatchTask": func(task, _ string) error {
+			stream, err := other.Tasks.WatchTask(ctx, &stintv1.WatchTaskRequest{Name: task})
+			if err != nil {
+				return err
+			}
+			_, err = stream.Recv()
+			return err
+		},
+		"KeepAlive": func(task, _ string) error {
+			_, err := other.Tasks.KeepAlive(ctx, &stintv1.KeepAliveRequest{Name: task})
+			return err
+		},
+		"CompleteTask": func(task, _ string) error {
+			_, err := other.Tasks.CompleteTask(ctx, &stintv1.CompleteTaskRequest{Name: task})
+			return err
+		},
+		"IssueCredential": func(task, _ string) error {
+			_, err := other.Credentials.IssueCredential(ctx, &stintv1.IssueCredentialRequest{
+				Task: task, Role: "orders-db", RequestId: brokertest.RequestID(),
+			})
+			return err
+		},
+		"ListLeases": func(task, _ string) error {
+			_, err := other.Credentials.ListLeases(ctx, &stintv1.ListLeasesRequest{Task: task})
+			return err
+		},
+		"GetLease": func(_, lease string) error {
+			_, err := other.Credentials.GetLease(ctx, &stintv1.GetLeaseRequest{Name: lease})
+			return err
+		},
+		"RevokeLease": func(_, lease string) error {
+			_, err := other.Credentials.RevokeLease(ctx, &stintv1.RevokeLeaseRequest{Name: lease})
+			return err
+		},
+		"GetReceipt": func(task, _ string) error {
+			_, err := other.Audit.GetReceipt(ctx, &stintv1.GetReceiptRequest{Task: task})
+			return err
+		},
+	}
+	for name, call := range calls {
+		foreign := call(task.GetName(), lease.GetName())
+		unknown := call("tasks/0199aaaa-0000-7000-8000-000000000000", "leases/0199AAAA000070008000000000000000")
+		wantReason(t, foreign, codes.NotFound, fault.NotFound)
+		wantReason(t, unknown, codes.NotFound, fault.NotFound)
+		if a, b := status.Convert(foreign).Message(), status.Convert(unknown).Message(); a != b {
+			t.Errorf("%s tells somebody else's (%q) from nobody's (%q)", name, a, b)
+		}
+	}
+	if len(h.Memory.Alive()) != 1 {
+		t.Error("another agent ended the credential")
+	}
+	byShortName := call(t, owner, task.GetShortName())
+	if byShortName.GetName() != task.GetName() {
+		t.Errorf("short name %q finds %v", task.GetShortName(), byShortName)
+	}
+}
+
+func call(t *testing.T, c *brokertest.Client, shortName string) *stintv1.Task {
+	t.Helper()
+	task, err := c.Tasks.GetTask(t.Context(), &stintv1.GetTaskRequest{Name: "tasks/" + shortName})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return task
+}
+
+func TestRequestIDs(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent := h.As(t, "/agent/a")
+	declare := &stintv1.DeclareTaskRequest{
+		Purpose: "reconcile-invoices", RequestId: brokertest.RequestID(),
+		Roles: []*stintv1.RoleRequest{{Role: "orders-db"}, {Role: "client-cert"}},
+	}
+	var names []string
+	for range 2 {
+		res, err := agent.Tasks.DeclareTask(t.Context(), declare)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, res.GetTask().GetName())
+	}
+	if names[0] != names[1] {
+		t.Errorf("the same request opened two tasks: %v", names)
+	}
+	declare.Purpose = "answer-invoice"
+	_, err := agent.Tasks.DeclareTask(t.Context(), declare)
+	wantReason(t, err, codes.AlreadyExists, fault.RequestIDReused)
+
+	secret := &stintv1.IssueCredentialRequest{Task: names[0], Role: "orders-db", RequestId: brokertest.RequestID()}
+	first, err := agent.Credentials.IssueCredential(t.Context(), secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = agent.Credentials.IssueCredential(t.Context(), secret)
+	wantReason(t, err, codes.AlreadyExists, fault.AlreadyIssued)
+	if got := detail[errdetails.ErrorInfo](err).GetMetadata()["lease"]; got != first.GetLease().GetName() {
+		t.Errorf("the refusal names lease %q, not %s", got, first.GetLease().GetName())
+	}
+
+	cert := &stintv1.IssueCredentialRequest{Task: names[0], Role: "client-cert", RequestId: brokertest.RequestID(), Csr: []byte("csr")}
+	var chains [][][]byte
+	for range 2 {
+		res, err := agent.Credentials.IssueCredential(t.Context(), cert)
+		if err != nil {
+			t.Fatal(err)
+		}
+		chains = append(chains, res.GetCertificate().GetChain())
+	}
+	if len(chains[0]) != 1 || !cmp.Equal(chains[0], chains[1]) {
+		t.Errorf("the same request brought %q, then %q", chains[0], chains[1])
+	}
+	if got := h.Memory.Made(); got != 2 {
+		t.Errorf("%d credentials were made", got)
+	}
+}
+
+func TestValidateOnlyOpensNothing(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent := h.As(t, "/agent/a")
+	res, err := agent.Tasks.DeclareTask(t.Context(), &stintv1.DeclareTaskRequest{
+		Purpose: "reconcile-invoices", RequestId: brokertest.RequestID(), Ttl: durationpb.New(9 * time.Hour), ValidateOnly: true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res.GetTask().GetName() != "" || res.GetTask().GetProfile() != "agents" {
+		t.Errorf("got %v", res.GetTask())
+	}
+	if len(res.GetClamps()) != 1 || res.GetClamps()[0].GetField() != "ttl" || res.GetClamps()[0].GetGranted().AsDuration() != time.Hour {
+		t.Errorf("clamps %v", res.GetClamps())
+	}
+	list, err := agent.Tasks.ListTasks(t.Context(), &stintv1.ListTasksRequest{})
+	if err != nil || len(list.GetTasks()) != 0 {
+		t.Errorf("tasks %v, %v", list, err)
+	}
+}
+
+func TestWatchSeesTheEnd(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent := h.As(t, "/agent/a")
+	task := agent.Declare(t, "orders-db")
+	agent.Issue(t, task, "orders-db")
+	stream, err := agent.Tasks.WatchTask(t.Context(), &stintv1.WatchTaskRequest{Name: task.GetName()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := stream.Recv()
+	if err != nil || first.GetState() != stintv1.TaskState_TASK_STATE_ACTIVE {
+		t.Fatalf("first: %v, %v", first, err)
+	}
+	stopped, err := h.Local(t).Admin.StopTask(t.Context(), &stintv1.StopTaskRequest{
+		Name: task.GetName(), Comment: "enough", Wait: wait(30 * time.Second),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := stopped.GetTask().GetCloseReason(); got != stintv1.CloseReason_CLOSE_REASON_STOPPED {
+		t.Errorf("stopped as %v", got)
+	}
+	var last *stintv1.Task
+	for {
+		next, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = next
+	}
+	if last.GetState() != stintv1.TaskState_TASK_STATE_CLOSED || last.GetTeardown().GetFinal() != 1 {
+		t.Errorf("the watch ended with %v", last)
+	}
+}
+
+func TestPages(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent, ops := h.As(t, "/agent/a"), h.As(t, "/ops/alice")
+	var want []string
+	for range 5 {
+		want = append(want, agent.Declare(t, "orders-db").GetName())
+	}
+	slices.Reverse(want)
+	var got, all []string
+	for token := ""; ; {
+		page, err := agent.Tasks.ListTasks(t.Context(), &stintv1.ListTasksRequest{PageSize: 2, PageToken: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, task := range page.GetTasks() {
+			got = append(got, task.GetName())
+		}
+		if token = page.GetNextPageToken(); token == "" {
+			break
+		}
+	}
+	page, err := ops.Admin.ListAllTasks(t.Context(), &stintv1.ListAllTasksRequest{
+		PageSize: 5, Agent: "spiffe://example.org/agent/a", States: []stintv1.TaskState{stintv1.TaskState_TASK_STATE_ACTIVE},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range page.GetTasks() {
+		all = append(all, task.GetName())
+	}
+	if !cmp.Equal(got, want) || !cmp.Equal(all, want) || page.GetNextPageToken() != "" {
+		t.Errorf("pages %v, all %v (next %q), want %v", got, all, page.GetNextPageToken(), want)
+	}
+	for _, token := range []string{"no base64!", "AAAA"} {
+		_, err := agent.Tasks.ListTasks(t.Context(), &stintv1.ListTasksRequest{PageToken: token})
+		wantReason(t, err, codes.InvalidArgument, fault.InvalidArgument)
+	}
+}
+
+func TestWhoIs(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent, oncall := h.As(t, "/agent/a"), h.As(t, "/ops/oncall")
+	task := agent.Declare(t, "orders-db")
+	lease := agent.Issue(t, task, "orders-db").GetLease()
+	for _, query := range []string{lease.GetName(), lease.GetPublicRef(), task.GetName(), task.GetShortName()} {
+		got, err := oncall.Admin.WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: query})
+		if err != nil || got.GetTask().GetName() != task.GetName() {
+			t.Errorf("%s: %v, %v", query, got, err)
+		}
+	}
+	_, err := oncall.Admin.WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: "v-token-of-nobody"})
+	wantReason(t, err, codes.NotFound, fault.NotFound)
+}
+
+func TestWhoAmI(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	for _, c := range []struct {
+		client              *brokertest.Client
+		id, method, profile string
+		roles               []string
+	}{
+		{h.As(t, "/agent/a"), "spiffe://example.org/agent/a", "x509-svid", "agents", nil},
+		{h.WithToken(t, h.Token(t, "/agent/a")), "spiffe://example.org/agent/a", "jwt-svid", "agents", nil},
+		{h.As(t, "/ops/alice"), "spiffe://example.org/ops/alice", "x509-svid", "", []string{"admin"}},
+		{h.WithToken(t, h.Token(t, "/ops/alice")), "spiffe://example.org/ops/alice", "jwt-svid", "", nil},
+		{h.Local(t), "local:uid:1000", "local", "", []string{"admin"}},
+	} {
+		got, err := c.client.Tasks.WhoAmI(t.Context(), &stintv1.WhoAmIRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.GetId() != c.id || got.GetMethod() != c.method || got.GetProfile() != c.profile || !cmp.Equal(got.GetAdminRoles(), c.roles) {
+			t.Errorf("got %v, want %v", got, c)
+		}
+		if got.GetServerId() != "spiffe://example.org/stint" || got.GetServerVersion() != brokertest.Version || got.GetServerTime() == nil {
+			t.Errorf("server %v", got)
+		}
+		if hasEnd := got.GetSvidExpires() != nil; hasEnd == (c.method == "local") {
+			t.Errorf("%s: expires %v", c.id, got.GetSvidExpires())
+		}
+	}
+	got, err := h.As(t, "/agent/a").Tasks.ListAvailableRoles(t.Context(), &stintv1.ListAvailableRolesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, r := range got.GetRoles() {
+		names = append(names, r.GetName())
+	}
+	if !cmp.Equal(names, []string{"client-cert", "orders-db", "parametric", "vault-like"}) {
+		t.Errorf("roles %v", names)
+	}
+	if r := got.GetRoles()[0]; !r.GetNeedsCsr() || r.GetMaxTtl().AsDuration() != 10*time.Minute {
+		t.Errorf("role %v", r)
+	}
+	if p := got.GetRoles()[2].GetParameters(); len(p) != 1 || p[0].GetPattern() != "[a-z0-9.]+" || !p[0].GetRequired() {
+		t.Errorf("parameters %v", p)
+	}
+}
+
+func TestRevokeOneLease(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent := h.As(t, "/agent/a")
+	task := agent.Declare(t, "orders-db")
+	lease := agent.Issue(t, task, "orders-db").GetLease()
+	agent.Issue(t, task, "orders-db")
+	got, err := agent.Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: lease.GetName(), Wait: wait(30 * time.Second)})
+	if err != nil || got.GetLease().GetState() != stintv1.LeaseState_LEASE_STATE_REVOKED || got.GetCheckpoint() == "" {
+		t.Fatalf("got %v, %v", got, err)
+	}
+	if n := len(h.Memory.Alive()); n != 1 {
+		t.Errorf("%d credentials are alive", n)
+	}
+	list, err := agent.Credentials.ListLeases(t.Context(), &stintv1.ListLeasesRequest{
+		Task: task.GetName(), States: []stintv1.LeaseState{stintv1.LeaseState_LEASE_STATE_ACTIVE},
+	})
+	if err != nil || len(list.GetLeases()) != 1 {
+		t.Errorf("active leases %v, %v", list, err)
+	}
+}
+
+// A task expires, and an idle one is abandoned, unless a watch is open on it.
+func TestTimeEndsTasks(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := brokertest.Start(t, brokertest.Config{})
+		agent := h.As(t, "/agent/a")
+		ctx, cancel := context.WithCancel(t.Context())
+		var tasks []*stintv1.Task
+		for range 2 {
+			res, err := agent.Tasks.DeclareTask(ctx, &stintv1.DeclareTaskRequest{
+				Purpose: "reconcile-invoices", RequestId: brokertest.RequestID(), Ttl: durationpb.New(5 * time.Minute),
+				Roles: []*stintv1.RoleRequest{{Role: "orders-db"}}, IdleTimeout: durationpb.New(time.Minute),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			agent.Issue(t, res.GetTask(), "orders-db")
+			tasks = append(tasks, res.GetTask())
+		}
+		if _, err := agent.Tasks.WatchTask(ctx, &stintv1.WatchTaskRequest{Name: tasks[1].GetName()}); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(2 * time.Minute)
+		if n := len(h.Memory.Alive()); n != 1 {
+			t.Errorf("%d credentials are alive after two minutes", n)
+		}
+		<-time.After(4 * time.Minute)
+		if n := len(h.Memory.Alive()); n != 0 {
+			t.Errorf("%d credentials are alive after the deadline", n)
+		}
+		for i, want := range []stintv1.CloseReason{
+			stintv1.CloseReason_CLOSE_REASON_ABANDONED, stintv1.CloseReason_CLOSE_REASON_EXPIRED,
+		} {
+			got, err := agent.Tasks.GetTask(ctx, &stintv1.GetTaskRequest{Name: tasks[i].GetName()})
+			if err != nil || got.GetCloseReason() != want {
+				t.Errorf("task %d ended as %v (%v), want %v", i, got.GetCloseReason(), err, want)
+			}
+		}
+		cancel()
+	})
+}
+
+func TestEveryAnswerHasARequestID(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	agent := h.As(t, "/agent/a")
+	seen := map[string]bool{}
+	for _, name := range []string{agent.Declare(t, "orders-db").GetName(), "tasks/nobodys"} {
+		var header, trailer metadata.MD
+		_, err := agent.Tasks.GetTask(t.Context(), &stintv1.GetTaskRequest{Name: name}, grpc.Header(&header), grpc.Trailer(&trailer))
+		id := trailer.Get("stint-request-id")
+		if len(id) != 1 || len(id[0]) != 36 || id[0][14] != '7' || seen[id[0]] {
+			t.Fatalf("request IDs in the trailer: %v (%v)", id, err)
+		}
+		seen[id[0]] = true
+		if err == nil && !cmp.Equal(header.Get("stint-request-id"), id) {
+			t.Errorf("header says %v, trailer %v", header.Get("stint-request-id"), id)
+		}
+		if err != nil && detail[errdetails.RequestInfo](err).GetRequestId() != id[0] {
+			t.Errorf("%v lacks request ID %s", err, id[0])
+		}
+	}
+}
