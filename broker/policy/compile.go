@@ -52,7 +52,7 @@ func compile(set resource.Set, schema string) (*Engine, []resource.Problem) {
 	for _, p := range set.Profiles() {
 		e.parents[p.Name] = cedar.NewEntityUIDSet(profileUID(p.Name))
 	}
-	e.warnings = slices.Concat(set.Warnings(), c.warnings, unreachable(set, c.statements))
+	e.warnings = slices.Concat(c.warnings, unreachable(set, c.statements))
 	return e, nil
 }
 

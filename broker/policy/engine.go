@@ -30,7 +30,8 @@ func (e *Engine) Hash() string { return e.hash }
 // Set returns the resources that the engine decides by.
 func (e *Engine) Set() resource.Set { return e.set }
 
-// Warnings returns what is valid but likely not meant, such as a role that no policy can ever permit.
+// Warnings returns what is valid but likely not meant, such as a role that no policy can ever permit. Those of the set
+// come beside them.
 func (e *Engine) Warnings() []string { return e.warnings }
 
 // ReadsHeld reports whether any policy reads context.held, so that callers need not look up what nobody asks for.

@@ -269,6 +269,7 @@ func describe(n *yaml.Node) string {
 
 // didYouMean proposes what is close to a word, or lists what is known.
 func didYouMean(word string, known []string) string {
+	known = slices.Compact(slices.Sorted(slices.Values(known)))
 	best, dist := "", len(word)/2+1
 	for _, k := range known {
 		if n := levenshtein.Distance(word, k, nil); n < dist {
@@ -283,6 +284,5 @@ func didYouMean(word string, known []string) string {
 	case len(known) > 12:
 		return fmt.Sprintf("; there are %d others", len(known))
 	}
-	sorted := slices.Sorted(slices.Values(known))
-	return "; known are " + strings.Join(sorted, ", ")
+	return "; known are " + strings.Join(known, ", ")
 }

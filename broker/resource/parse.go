@@ -3,6 +3,7 @@ package resource
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -42,12 +43,13 @@ type reader struct {
 	backends Backends
 	set      Set
 	seen     map[string]Position // by ID
+	faulty   map[string]bool     // by ID; "" for a document that could not be read at all
 	problems []Problem
 }
 
 // parse reads files, and of the kept documents those that no file replaces.
 func parse(kept []Document, files []File, backends Backends) (Set, []Problem) {
-	r := &reader{backends: backends, seen: map[string]Position{}}
+	r := &reader{backends: backends, seen: map[string]Position{}, faulty: map[string]bool{}}
 	for _, f := range files {
 		source := f.Source
 		if source == "" {
@@ -70,6 +72,7 @@ func parse(kept []Document, files []File, backends Backends) (Set, []Problem) {
 		r.sort()
 		return Set{}, r.problems
 	}
+	r.set.warnings = slices.Clip(r.set.warnings) // callers append to it
 	return r.set, nil
 }
 
@@ -79,6 +82,7 @@ func (r *reader) read(file, source string, p piece) {
 	defer func() { r.problems = append(r.problems, d.problems...) }()
 	root := d.load(p)
 	if root == nil {
+		r.faulty[""] = true
 		return
 	}
 	top := d.mapping(root, root, "")
@@ -90,6 +94,7 @@ func (r *reader) read(file, source string, p piece) {
 	top.done()
 	doc := Document{Kind: h.kind, Name: h.name, YAML: p.text, Source: source, At: h.at}
 	if h.kind.Collection() == "" || h.name == "" {
+		r.faulty[""] = true
 		return
 	}
 	if first, dup := r.seen[doc.ID()]; dup {
@@ -97,6 +102,10 @@ func (r *reader) read(file, source string, p piece) {
 		return
 	}
 	r.seen[doc.ID()] = h.at
+	if len(d.problems) > 0 {
+		r.faulty[doc.ID()] = true
+		return
+	}
 	canonical, err := toJSON(root)
 	if err != nil {
 		d.problem(root, "%s %s: %s", h.kind, h.name, err)
@@ -183,7 +192,7 @@ func (r *reader) cross() {
 func (r *reader) crossRole(p Profile, pr ProfileRole) {
 	role, ok := r.set.Role(pr.Name)
 	if !ok {
-		if pr.Name != "" {
+		if !r.faulty[""] {
 			r.problem(pr.At, "profile %s names role %s, which there is not%s", p.Name, pr.Name, didYouMean(pr.Name, r.roleNames()))
 		}
 		return
@@ -191,8 +200,8 @@ func (r *reader) crossRole(p Profile, pr ProfileRole) {
 	if pr.MaxTTL > role.MaxTTL && role.MaxTTL > 0 {
 		r.warn(pr.At, "profile %s allows role %s for %s, the role itself only %s", p.Name, pr.Name, short(pr.MaxTTL), short(role.MaxTTL))
 	}
-	for name := range pr.Parameters {
-		if _, ok := role.Parameter(name); !ok {
+	for _, name := range slices.Sorted(maps.Keys(pr.Parameters)) {
+		if _, ok := role.Parameter(name); !ok && !r.faulty[KindRole.Collection()+"/"+role.Name] {
 			r.problem(pr.At, "profile %s narrows parameter %s, which role %s does not have", p.Name, name, pr.Name)
 		}
 	}
