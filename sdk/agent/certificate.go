@@ -7,8 +7,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -230,4 +232,10 @@ func (r *Rotating) renew(ctx context.Context) error {
 		renewAt: time.Now().Add(time.Until(leaf.NotAfter) * 2 / 3),
 	})
 	return nil
+}
+
+// Fingerprint returns the SHA-256 of a certificate in lower-case hex, as people compare it.
+func Fingerprint(cert *x509.Certificate) string {
+	sum := sha256.Sum256(cert.Raw)
+	return hex.EncodeToString(sum[:])
 }
