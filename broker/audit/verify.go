@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"golang.org/x/mod/sumdb/note"
@@ -206,8 +208,11 @@ func (r *Report) crossCheck(index int64, sum *task.Summary) {
 		}
 		kinds[l.Proof.Kind]++
 	}
-	for kind, n := range sum.ByProof {
-		if kinds[kind] != n {
+	for kind := range sum.ByProof {
+		kinds[kind] += 0 // so that what is only counted is looked at too
+	}
+	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
+		if n := sum.ByProof[kind]; n != kinds[kind] {
 			r.fault(index, "it counts %d ends by %s, the receipt shows %d", n, kind, kinds[kind])
 		}
 	}

@@ -100,7 +100,7 @@ func (s *Store) dsn() string {
 	}
 	q := url.Values{"_pragma": pragmas}
 	if s.lock == nil {
-		q = url.Values{"_pragma": {"busy_timeout(5000)", "query_only(1)"}, "mode": {"ro"}}
+		q = url.Values{"_pragma": {"busy_timeout(5000)"}, "mode": {"ro"}}
 	}
 	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: s.path}).EscapedPath(), RawQuery: q.Encode()}).String()
 }

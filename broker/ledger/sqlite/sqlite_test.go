@@ -2,129 +2,278 @@ package sqlite_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/stint-dev/stint/broker/audit"
-	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
-	"github.com/stint-dev/stint/broker/task"
 )
 
-func openLedger(tb testing.TB, dir string) (*ledger.Ledger, *sqlite.Store) {
-	tb.Helper()
-	store, err := sqlite.Open(tb.Context(), dir)
-	if err != nil {
-		tb.Fatal(err)
+func TestLock(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	first := openStore(t, dir)
+	_, err := sqlite.Open(t.Context(), dir)
+	if !errors.Is(err, sqlite.ErrLocked) || !strings.Contains(err.Error(), strconv.Itoa(os.Getpid())) {
+		t.Errorf("second open: %v, want the process that holds it", err)
 	}
-	skey, vkey, err := note.GenerateKey(nil, "test.example/audit")
-	if err != nil {
-		tb.Fatal(err)
+	if err := first.Reopen(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	signer, _ := note.NewSigner(skey)
-	verifier, _ := note.NewVerifier(vkey)
-	l, err := ledger.Open(tb.Context(), ledger.Config{Store: store, Signer: signer, Verifier: verifier, Origin: "test.example/audit"})
-	if err != nil {
-		tb.Fatal(err)
+	if _, err := sqlite.Open(t.Context(), dir); !errors.Is(err, sqlite.ErrLocked) {
+		t.Errorf("open after Reopen: %v", err)
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context()))
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	tb.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			tb.Error(err)
-		}
-		if err := store.Close(); err != nil {
-			tb.Error(err)
-		}
-	})
-	return l, store
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := openStore(t, dir).Close(); err != nil {
+		t.Errorf("open after Close: %v", err)
+	}
 }
 
-func TestUpdateAndView(t *testing.T) {
-	l, _ := openLedger(t, t.TempDir())
-	id, _ := task.NewID()
-	row := task.Task{ID: id, ShortName: "try-1", Agent: "spiffe://x/a", State: task.Active, NextAt: time.Now(), RequestID: "r"}
-	c, err := l.Update(t.Context(), func(tx *ledger.Tx) error {
-		if err := tx.InsertTask(row); err != nil {
-			return err
+func TestModes(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	l := openLedger(t, dir)
+	if _, err := l.Update(t.Context(), func(tx *ledger.Tx) error { return tx.InsertTask(newTask(t, "x")) }); err != nil {
+		t.Fatal(err)
+	}
+	modes := map[string]os.FileMode{".": 0o700, "lock": 0o600, sqlite.File: 0o600, sqlite.File + "-wal": 0o600, sqlite.File + "-shm": 0o600}
+	for name, want := range modes {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("mode of %s is not %o: %v", name, want, err)
 		}
-		_, err := tx.Append(audit.Record{Event: audit.TaskDeclared, Task: id.String(), Texts: map[string]string{"description": "x"}})
-		return err
-	})
+	}
+}
+
+// raw opens the file beside the store.
+func raw(t *testing.T, file string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.First != 1 || c.Size != 2 {
-		t.Errorf("commit %+v", c)
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+func TestNewerSchemaIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := openStore(t, dir).Close(); err != nil {
+		t.Fatal(err)
 	}
-	_, err = l.Update(t.Context(), func(tx *ledger.Tx) error { return tx.InsertTask(row) })
-	if !errors.Is(err, ledger.ErrExists) {
-		t.Errorf("second insert: %v", err)
+	file := filepath.Join(dir, sqlite.File)
+	if _, err := raw(t, file).ExecContext(t.Context(), "INSERT INTO goose_db_version (version_id, is_applied) VALUES (77, 1)"); err != nil {
+		t.Fatal(err)
 	}
-	err = l.View(t.Context(), func(r ledger.Reader) error {
-		got, err := r.Task(id)
-		if err != nil || got.ShortName != "try-1" {
-			t.Errorf("%+v %v", got, err)
+	refused := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, sqlite.ErrVersion) || !strings.Contains(err.Error(), "77") || !strings.Contains(err.Error(), "knows 1") {
+			t.Errorf("%s: %v, want both versions", what, err)
+		}
+	}
+	_, err := sqlite.Open(t.Context(), dir)
+	refused("open", err)
+	_, err = sqlite.OpenReader(t.Context(), file)
+	refused("open for reading", err)
+}
+
+// TestDiskFull: what does not fit is refused whole, and what fits goes on.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	l := openLedger(t, t.TempDir())
+	limit := func(pages int) {
+		t.Helper()
+		if _, err := l.Update(t.Context(), func(tx *ledger.Tx) error { return sqlite.LimitPages(tx.Rows, pages) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit(60)
+	written := 0
+	var err error
+	for ; err == nil && written < 1000; written++ {
+		_, err = l.Update(t.Context(), func(tx *ledger.Tx) error {
+			if _, err := tx.Append(audit.Record{Event: audit.TaskDeclared}); err != nil {
+				return err
+			}
+			row := newTask(t, fmt.Sprint("t", written))
+			row.Description = strings.Repeat("x", 2000)
+			return tx.InsertTask(row)
+		})
+	}
+	if !errors.Is(err, ledger.ErrUnavailable) {
+		t.Fatalf("after %d writes: %v, want that nothing was written", written, err)
+	}
+	check := func(want int) {
+		t.Helper()
+		err := l.View(t.Context(), func(r ledger.Reader) error {
+			tasks, err := r.ListTasks(ledger.TaskFilter{Limit: 1000})
+			head, err2 := r.Head()
+			if len(tasks) != want || head.Size != int64(want)+1 {
+				t.Errorf("%d tasks and %d records, want %d", len(tasks), head.Size, want)
+			}
+			return errors.Join(err, err2)
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	check(written - 1)
+	limit(1 << 20)
+	if _, err := l.Update(t.Context(), func(tx *ledger.Tx) error {
+		if _, err := tx.Append(audit.Record{Event: audit.TaskDeclared}); err != nil {
+			return err
+		}
+		return tx.InsertTask(newTask(t, "after"))
+	}); err != nil {
+		t.Errorf("with room again: %v", err)
+	}
+	check(written)
+}
+
+// TestIgnoredFault: a function that ignores a fault which ended the transaction cannot commit the rest of its writes.
+func TestIgnoredFault(t *testing.T) {
+	t.Parallel()
+	l := openLedger(t, t.TempDir())
+	_, err := l.Update(t.Context(), func(tx *ledger.Tx) error {
+		if err := sqlite.LimitPages(tx.Rows, 1); err != nil { // below what there is: the file may grow no more
+			return err
+		}
+		big := newTask(t, "big")
+		big.Description = strings.Repeat("x", 1<<20)
+		if err := tx.InsertTask(big); !errors.Is(err, ledger.ErrUnavailable) {
+			t.Errorf("a write to a full disk: %v", err)
+		}
+		if err := tx.InsertTask(newTask(t, "small")); !errors.Is(err, ledger.ErrTxLost) {
+			t.Errorf("a write after the fault: %v", err)
 		}
 		return nil
 	})
+	if !errors.Is(err, ledger.ErrUnavailable) {
+		t.Errorf("update: %v", err)
+	}
+	err = l.View(t.Context(), func(r ledger.Reader) error {
+		tasks, err := r.ListTasks(ledger.TaskFilter{Limit: 10})
+		if len(tasks) != 0 {
+			t.Errorf("%d tasks were written", len(tasks))
+		}
+		return err
+	})
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 }
 
-// BenchmarkCommit inserts a lease with its audit record, durable before it is acknowledged.
-func BenchmarkCommit(b *testing.B) {
-	for _, writers := range []int{1, 8, 64} {
-		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
-			l, _ := openLedger(b, b.TempDir())
-			id, _ := task.NewID()
-			row := task.Task{ID: id, ShortName: "try-1", Agent: "spiffe://x/a", State: task.Active, NextAt: time.Now().Add(time.Hour), RequestID: "r"}
-			if _, err := l.Update(b.Context(), func(tx *ledger.Tx) error { return tx.InsertTask(row) }); err != nil {
-				b.Fatal(err)
-			}
-			var n atomic.Int64
-			var wg sync.WaitGroup
-			b.ReportAllocs()
-			b.ResetTimer()
-			for range writers {
-				wg.Go(func() {
-					for n.Add(1) <= int64(b.N) {
-						lid, _ := lease.NewID()
-						now := time.Now()
-						le := lease.Lease{
-							ID: lid, Task: id, TaskName: "try-1", Agent: "spiffe://x/a", Role: "web-client", Backend: "stepca/internal",
-							Lane: "stepca/internal", State: lease.Active, RequestID: lid.String(), CreatedAt: now, NotAfter: now.Add(time.Minute), NextAt: now.Add(time.Minute),
-						}
-						_, err := l.Update(b.Context(), func(tx *ledger.Tx) error {
-							if err := tx.InsertLease(le); err != nil {
-								return err
-							}
-							_, err := tx.Append(audit.Record{
-								Event: audit.LeaseActive, Task: id.String(), TaskName: "try-1", Lease: lid.String(), Agent: le.Agent,
-								Role: le.Role, Backend: le.Backend, Actor: audit.Actor{ID: le.Agent, Method: "x509"}, Purpose: "try",
-								NotAfter: le.NotAfter, PolicySet: "0123456789abcdef", Policies: []string{"profile/x"}, Request: "019ab3c1-d2e4-7f0a-8b1c-2d3e4f506100",
-							})
-							return err
-						})
-						if err != nil {
-							b.Error(err)
-							return
-						}
-					}
-				})
-			}
-			wg.Wait()
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commits/s")
-		})
+func TestBackup(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := openLedger(t, filepath.Join(dir, "data"))
+	put := func(name string) {
+		t.Helper()
+		if _, err := l.Update(t.Context(), func(tx *ledger.Tx) error { return tx.InsertTask(newTask(t, name)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("before")
+	live, err := sqlite.OpenReader(t.Context(), filepath.Join(dir, "data", sqlite.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(dir, "copy.db")
+	if err := live.Backup(t.Context(), copied); err != nil {
+		t.Fatal(err)
+	}
+	put("after")
+	if info, err := os.Stat(copied); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the backup: %v", err)
+	}
+	if err := live.Backup(t.Context(), copied); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a backup over another: %v", err)
+	}
+	if _, err := live.Begin(t.Context()); !errors.Is(err, ledger.ErrUnavailable) {
+		t.Errorf("a write to what is open for reading: %v", err)
+	}
+	if err := live.Close(); err != nil {
+		t.Error(err)
+	}
+	backup, err := sqlite.OpenReader(t.Context(), copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = backup.View(t.Context(), func(r ledger.Reader) error {
+		tasks, err := r.ListTasks(ledger.TaskFilter{Limit: 10})
+		if len(tasks) != 1 || tasks[0].ShortName != "before" {
+			t.Errorf("the backup holds %v", tasks)
+		}
+		return err
+	})
+	if err := errors.Join(err, backup.Close()); err != nil {
+		t.Error(err)
+	}
+	if _, err := sqlite.OpenReader(t.Context(), filepath.Join(dir, "none.db")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("open what is not there: %v", err)
+	}
+}
+
+// TestErasedTextIsGone: an erased text is in no file of the ledger once the WAL is written back.
+func TestErasedTextIsGone(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const personal = "a-very-personal-text"
+	l, row := openLedger(t, dir), newTask(t, "x")
+	row.Description = personal
+	_, err := l.Update(t.Context(), func(tx *ledger.Tx) error {
+		if _, err := tx.Append(audit.Record{Event: audit.TaskDeclared, Task: row.ID.String(), Texts: map[string]string{"d": personal}}); err != nil {
+			return err
+		}
+		return tx.InsertTask(row)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Erase(t.Context(), audit.Actor{ID: "admin"}, row.ID); err != nil {
+		t.Fatal(err)
+	}
+	db := raw(t, filepath.Join(dir, sqlite.File))
+	if _, err := db.ExecContext(context.WithoutCancel(t.Context()), "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{sqlite.File, sqlite.File + "-wal"} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), personal) {
+			t.Errorf("the erased text is still in %s", name)
+		}
+	}
+}
+
+func TestFreeBytes(t *testing.T) {
+	t.Parallel()
+	s, err := sqlite.Open(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if free, err := s.FreeBytes(); err != nil || free < 1<<20 {
+		t.Errorf("%d bytes free: %v", free, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := s.View(t.Context(), func(ledger.Reader) error { return nil }); !errors.Is(err, ledger.ErrUnavailable) {
+		t.Errorf("view after Close: %v", err)
 	}
 }
