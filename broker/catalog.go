@@ -135,7 +135,11 @@ func (c *Catalog) apply(ctx context.Context, caller Caller, a Apply) (Applied, e
 	} else {
 		set, problems = from.Update(a.Files, c.backends)
 	}
-	_, out, err := c.change(ctx, caller, set, problems, a.DryRun)
+	if a.DryRun {
+		_, out, err := c.prospect(set, problems)
+		return out, err
+	}
+	_, out, err := c.change(ctx, caller, set, problems)
 	return out, err
 }
 
@@ -151,30 +155,39 @@ func (c *Catalog) Delete(ctx context.Context, caller Caller, id string) (int, er
 		return 0, fault.New(fault.NotFound, "there is no "+id)
 	}
 	set, problems := from.Without(id, c.backends)
-	ending, _, err := c.change(ctx, caller, set, problems, false)
+	ending, _, err := c.change(ctx, caller, set, problems)
 	return ending, err
+}
+
+// prospect compiles a set and says what putting it in force would change.
+func (c *Catalog) prospect(set resource.Set, problems []resource.Problem) (*policy.Engine, Applied, error) {
+	engine, err := c.compile(set, problems)
+	if err != nil {
+		return nil, Applied{}, err
+	}
+	return engine, Applied{
+		Changes: resource.Diff(c.Engine().Set(), set), Warnings: append(set.Warnings(), engine.Warnings()...), PolicySet: engine.Hash(),
+	}, nil
 }
 
 // change compiles a set, commits it, and puts it in force from the next decision on.
 func (c *Catalog) change(
-	ctx context.Context, caller Caller, set resource.Set, problems []resource.Problem, dryRun bool,
+	ctx context.Context, caller Caller, set resource.Set, problems []resource.Problem,
 ) (int, Applied, error) {
-	engine, err := c.compile(set, problems)
+	engine, out, err := c.prospect(set, problems)
 	if err != nil {
 		return 0, Applied{}, err
 	}
-	changes := resource.Diff(c.Engine().Set(), set)
-	out := Applied{Changes: changes, Warnings: append(set.Warnings(), engine.Warnings()...), PolicySet: engine.Hash()}
-	if dryRun || !anyChange(changes) {
+	if !anyChange(out.Changes) {
 		return 0, out, nil
 	}
 	var ending int
 	_, err = c.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		ending = 0
-		for _, ch := range changes {
-			n, err := commitChange(tx, caller, set, engine.Hash(), ch)
-			if err != nil {
-				return err
+		for _, ch := range out.Changes {
+			n, cause := commitChange(tx, caller, set, engine.Hash(), ch)
+			if cause != nil {
+				return cause
 			}
 			ending += n
 		}

@@ -27,7 +27,7 @@ func (b *Broker) Complete(ctx context.Context, c Caller, ref TaskRef, why task.C
 	if err != nil {
 		return Ended{}, err
 	}
-	return b.end(ctx, c, t, why, "", wait)
+	return b.end(ctx, t.ID, teardown.Cause{Actor: c.actor(), Request: c.Request, Why: why}, wait)
 }
 
 // Stop closes anybody's task. The caller must be an administrator that may.
@@ -36,19 +36,17 @@ func (b *Broker) Stop(ctx context.Context, c Caller, ref TaskRef, comment string
 	if err != nil {
 		return Ended{}, err
 	}
-	return b.end(ctx, c, t, task.Stopped, comment, wait)
+	cause := teardown.Cause{Actor: c.actor(), Request: c.Request, Why: task.Stopped, Comment: comment}
+	return b.end(ctx, t.ID, cause, wait)
 }
 
 // end closes a task and waits.
-func (b *Broker) end(
-	ctx context.Context, c Caller, t task.Task, why task.CloseReason, comment string, wait time.Duration,
-) (Ended, error) {
-	changed, done := b.ledger.Subscribe(t.ID)
+func (b *Broker) end(ctx context.Context, id task.ID, cause teardown.Cause, wait time.Duration) (Ended, error) {
+	changed, done := b.ledger.Subscribe(id)
 	defer done()
 	_, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
-		err := teardown.Close(tx, t.ID, teardown.Cause{
-			Actor: c.actor(), Request: c.Request, Why: why, Comment: comment, Now: time.Now(),
-		})
+		cause.Now = time.Now()
+		err := teardown.Close(tx, id, cause)
 		if errors.Is(err, task.ErrState) { // closing or closed already
 			return nil
 		}
@@ -57,7 +55,7 @@ func (b *Broker) end(
 	if err != nil {
 		return Ended{}, storeFault(err)
 	}
-	return b.await(ctx, t.ID, changed, wait)
+	return b.await(ctx, id, changed, wait)
 }
 
 // await waits until a task is CLOSED or the time is over, and returns how it stands.
@@ -108,24 +106,7 @@ func (b *Broker) RevokeLease(ctx context.Context, c Caller, id lease.ID, wait ti
 	changed, done := b.ledger.Subscribe(l.Task)
 	defer done()
 	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
-		from, err := tx.Lease(id)
-		if err != nil {
-			return err
-		}
-		next := from.AskEnd(time.Now(), lease.Requested)
-		if next.AskedAt.Equal(from.AskedAt) { // final, or asked for before
-			return nil
-		}
-		t, err := tx.Task(from.Task)
-		if err != nil {
-			return err
-		}
-		rec := leaseRecord(c, audit.LeaseEnding, t, next)
-		rec.Reason = string(next.Cause)
-		if _, err := tx.Append(rec); err != nil {
-			return err
-		}
-		return tx.UpdateLease(next, from)
+		return askLease(tx, c, id)
 	})
 	if err != nil {
 		return l, nil, storeFault(err)
@@ -144,6 +125,28 @@ func (b *Broker) RevokeLease(ctx context.Context, c Caller, id lease.ID, wait ti
 			return l, nil, ctx.Err()
 		}
 	}
+}
+
+// askLease asks for the end of one lease, and records who did.
+func askLease(tx *ledger.Tx, c Caller, id lease.ID) error {
+	from, err := tx.Lease(id)
+	if err != nil {
+		return err
+	}
+	next := from.AskEnd(time.Now(), lease.Requested)
+	if next.AskedAt.Equal(from.AskedAt) { // final, or asked for before
+		return nil
+	}
+	t, err := tx.Task(from.Task)
+	if err != nil {
+		return err
+	}
+	rec := leaseRecord(c, audit.LeaseEnding, t, next)
+	rec.Reason = string(next.Cause)
+	if _, err = tx.Append(rec); err != nil {
+		return err
+	}
+	return tx.UpdateLease(next, from)
 }
 
 // KeepAlive restarts a task's idle timeout and returns the task, and when it closes if nothing more is heard.

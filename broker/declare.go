@@ -160,7 +160,7 @@ func insertTask(tx *ledger.Tx, c Caller, t *task.Task, decision policy.TaskDecis
 	if limit := decision.Profile().MaxLive; limit > 0 && live >= limit {
 		return tooMany(fault.TooManyTasks, "live tasks", live, decision.Profile().Name)
 	}
-	if err := freeShortName(tx, t); err != nil {
+	if err = freeShortName(tx, t); err != nil {
 		return err
 	}
 	rec := record(c, audit.TaskDeclared, *t)

@@ -30,7 +30,7 @@ func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
 	}
 	if prepares || is.backend.Descriptor().Horizon > 0 {
 		if err := b.intend(ctx, is); err != nil {
-			b.discard(is)
+			b.discard(ctx, is)
 			return Issued{}, err
 		}
 	}
@@ -135,7 +135,7 @@ func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credentia
 	})
 	if err != nil { // the intent stays; what was issued is ended at once as far as that goes, and swept for certain
 		is.lease.Handle = cred.Handle
-		b.discard(is)
+		b.discard(ctx, is)
 		return commit, err
 	}
 	return commit, late
@@ -212,8 +212,8 @@ func (b *Broker) failed(ctx context.Context, is *issue, cause error) error {
 
 // discard ends what was made for a lease that the ledger does not know as issued. It is a courtesy: what was prepared
 // dies by itself, and an intent is swept.
-func (b *Broker) discard(is *issue) {
-	ctx, cancel := context.WithTimeout(context.Background(), IssueTimeout)
+func (b *Broker) discard(ctx context.Context, is *issue) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), IssueTimeout)
 	defer cancel()
 	held := is.lease.Held()
 	held.Uncertain = !is.intended

@@ -63,11 +63,11 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	if !ok {
 		return Issued{}, fault.New(fault.BackendMisconfigured, "the backend of this role is not configured; tell your operator")
 	}
-	is, err := newIssue(c, t, req, decision, backend, now)
+	is, err := newIssue(c, t, decision, backend, now)
 	if err != nil {
 		return Issued{}, err
 	}
-	is.lease.RequestHash = hash
+	is.lease.RequestID, is.lease.RequestHash, is.request.CSR = req.RequestID, hash, req.CSR
 	// The call goes on when the caller goes away: what it may bring to life has to be recorded either way.
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), is.deadline)
 	defer cancel()
@@ -185,9 +185,7 @@ type issue struct {
 }
 
 // newIssue prepares the lease and the plugin's request of an issue.
-func newIssue(
-	c Caller, t task.Task, req IssueRequest, d policy.Decision, backend plugins.Backend, now time.Time,
-) (*issue, error) {
+func newIssue(c Caller, t task.Task, d policy.Decision, backend plugins.Backend, now time.Time) (*issue, error) {
 	id, err := lease.NewID()
 	if err != nil {
 		return nil, err
@@ -198,10 +196,10 @@ func newIssue(
 		lease: lease.Lease{
 			ID: id, Task: t.ID, TaskName: t.ShortName, Agent: t.Agent, Role: d.Role().Name, Backend: d.Backend(),
 			Lane: d.Lane(), State: lease.Intent, Ends: d.RoleInfo().Ends, Exposure: d.Exposure(),
-			Params: d.Params(), RequestID: req.RequestID, CreatedAt: now, NotAfter: d.NotAfter(),
+			Params: d.Params(), CreatedAt: now, NotAfter: d.NotAfter(),
 			SweepAt: deadline.Add(backend.Descriptor().Horizon),
 		},
-		request: d.Request(id, req.CSR),
+		request: d.Request(id, nil),
 	}, nil
 }
 

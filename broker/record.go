@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,7 +83,7 @@ func (b *Broker) deny(ctx context.Context, c Caller, d denial, err error) error 
 		b.refusals.owe(c.actor(), f.Reason)
 		return f
 	}
-	return f.With("record", fmt.Sprint(index))
+	return f.With("record", strconv.FormatInt(index, 10))
 }
 
 // storeFault turns an error of the ledger into what the caller sees. Faults pass through.

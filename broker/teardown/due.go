@@ -22,8 +22,8 @@ func (l *Loop) closeDue(ctx context.Context) error {
 	}
 	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 		for _, t := range due {
-			if err := l.visit(tx, t.ID, time.Now()); err != nil {
-				return err
+			if cause := l.visit(tx, t.ID, time.Now()); cause != nil {
+				return cause
 			}
 		}
 		return nil

@@ -68,11 +68,11 @@ func verifyLedger(ctx context.Context, c logCheck, out, progress io.Writer) erro
 	}
 	var rep audit.LogReport
 	err = store.View(ctx, func(r ledger.Reader) error {
-		var err error
-		rep, err = audit.VerifyLog(ctx, r, audit.LogCheck{
+		var verr error
+		rep, verr = audit.VerifyLog(ctx, r, audit.LogCheck{
 			VerifierKey: strings.TrimSpace(key), Known: known, Progress: progressTo(progress),
 		})
-		return err
+		return verr
 	})
 	if err = errors.Join(err, store.Close()); err != nil {
 		return err
@@ -86,7 +86,7 @@ func knownCheckpoints(path string) ([][]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	f, err := os.Open(path) //nolint:gosec // the auditor names the file
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read checkpoints: %w", err)
 	}

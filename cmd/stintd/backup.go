@@ -25,7 +25,7 @@ the audit key and an embedded CA's key beside it: they are not in the ledger.`,
 			if err != nil {
 				return err
 			}
-			if err := backup(cmd.Context(), filepath.Join(cfg.DataDir, sqlite.File), out); err != nil {
+			if err = backup(cmd.Context(), filepath.Join(cfg.DataDir, sqlite.File), out); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), out)

@@ -223,7 +223,7 @@ func readPEM(key, path string) ([]byte, error) {
 	if path == "" {
 		return nil, fmt.Errorf("%s is missing", key)
 	}
-	raw, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -46,7 +45,11 @@ changed anywhere. Exit status: 0 nothing found, 3 warnings only, 1 at least one 
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 			defer cancel()
-			return report(cmd.OutOrStdout(), o.json, inspect(ctx, o))
+			show := printText
+			if o.json {
+				show = printJSON
+			}
+			return report(cmd.OutOrStdout(), show, inspect(ctx, o))
 		},
 	}
 	f := cmd.Flags()
@@ -76,7 +79,7 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 			})
 		}
 	}
-	found = append(found, inspectBackends(ctx, cfg, src, o.offline)...)
+	found = append(found, inspectBackends(ctx, cfg, src)...)
 	if src != nil {
 		if err := src.Close(); err != nil {
 			found = append(found, faultsOf("identity", err)...)
@@ -87,7 +90,7 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 
 // inspectBackends opens every backend in a scratch directory, so that no embedded CA is made or touched, and goes on to the
 // roles. Without an identity, backends cannot be asked.
-func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source, offline bool) []plugins.Finding {
+func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source) []plugins.Finding {
 	scratch, err := os.MkdirTemp("", "stint-check-")
 	if err != nil {
 		return faultsOf("backend", err)
@@ -103,7 +106,11 @@ func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source
 	for _, err := range faults {
 		found = append(found, faultsOf("backend", err)...)
 	}
-	found = append(found, inspectResources(ctx, cfg, backends, offline || src == nil)...)
+	set, more := inspectResources(cfg, backends)
+	found = append(found, more...)
+	if src != nil {
+		found = append(found, askBackends(ctx, set, backends)...)
+	}
 	if err := os.RemoveAll(scratch); err != nil {
 		found = append(found, faultsOf("backend", err)...)
 	}
@@ -129,7 +136,7 @@ func inspectIdentity(ctx context.Context, cfg *config.Config) (*source.Source, [
 		return nil, faultsOf("identity", err)
 	}
 	var found []plugins.Finding
-	if err := refuseDevelopmentCA(src); err != nil {
+	if err = refuseDevelopmentCA(src); err != nil {
 		found = append(found, faultsOf("identity", err)...)
 	}
 	svid, err := src.GetX509SVID()
@@ -148,16 +155,14 @@ func inspectIdentity(ctx context.Context, cfg *config.Config) (*source.Source, [
 	return src, found
 }
 
-// inspectResources compiles what the resources folder holds, and asks each backend about its roles.
-func inspectResources(
-	ctx context.Context, cfg *config.Config, backends map[string]plugins.Backend, offline bool,
-) []plugins.Finding {
+// inspectResources compiles what the resources folder holds.
+func inspectResources(cfg *config.Config, backends map[string]plugins.Backend) (resource.Set, []plugins.Finding) {
 	if cfg.Resources == "" {
-		return nil
+		return resource.Set{}, nil
 	}
 	files, err := readResources(cfg.Resources)
 	if err != nil {
-		return faultsOf("resources", err)
+		return resource.Set{}, faultsOf("resources", err)
 	}
 	set, problems := resource.Parse(files, backends)
 	var warnings []string
@@ -172,17 +177,14 @@ func inspectResources(
 		found = append(found, plugins.Finding{Severity: plugins.Breaks, Subject: "resources", Problem: p.String()})
 	}
 	for _, p := range set.Profiles() {
-		if err := cfg.CheckProfile(p.Name, p.Agents...); err != nil {
-			found = append(found, faultsOf("resources", err)...)
+		if cause := cfg.CheckProfile(p.Name, p.Agents...); cause != nil {
+			found = append(found, faultsOf("resources", cause)...)
 		}
 	}
 	for _, w := range warnings {
 		found = append(found, plugins.Finding{Severity: plugins.Weakens, Subject: "resources", Problem: w})
 	}
-	if offline {
-		return found
-	}
-	return append(found, askBackends(ctx, set, backends)...)
+	return set, found
 }
 
 // askBackends lets each backend that can look at its own set-up.
@@ -205,7 +207,7 @@ func askBackends(ctx context.Context, set resource.Set, backends map[string]plug
 }
 
 // report prints findings and turns the worst into an exit status.
-func report(out io.Writer, asJSON bool, found []plugins.Finding) error {
+func report(out io.Writer, show func(io.Writer, []plugins.Finding) error, found []plugins.Finding) error {
 	code := 0
 	for _, f := range found {
 		switch f.Severity {
@@ -217,7 +219,7 @@ func report(out io.Writer, asJSON bool, found []plugins.Finding) error {
 			}
 		}
 	}
-	if err := printFindings(out, asJSON, found); err != nil {
+	if err := show(out, found); err != nil {
 		return err
 	}
 	if code == 0 {
@@ -226,34 +228,35 @@ func report(out io.Writer, asJSON bool, found []plugins.Finding) error {
 	return &codeError{code, fmt.Errorf("%d findings", len(found))}
 }
 
-func printFindings(out io.Writer, asJSON bool, found []plugins.Finding) error {
-	if asJSON {
-		type finding struct {
-			Severity string `json:"severity"`
-			Subject  string `json:"subject"`
-			Problem  string `json:"problem"`
-			Remedy   string `json:"remedy,omitempty"`
-		}
-		list := make([]finding, 0, len(found))
-		for _, f := range found {
-			list = append(list, finding{string(f.Severity), f.Subject, f.Problem, f.Remedy})
-		}
-		enc := json.NewEncoder(out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(list)
+// printJSON prints findings for programs.
+func printJSON(out io.Writer, found []plugins.Finding) error {
+	type finding struct {
+		Severity string `json:"severity"`
+		Subject  string `json:"subject"`
+		Problem  string `json:"problem"`
+		Remedy   string `json:"remedy,omitempty"`
 	}
-	var errs []error
+	list := make([]finding, 0, len(found))
 	for _, f := range found {
-		_, err := fmt.Fprintf(out, "%-7s %s: %s\n", f.Severity, f.Subject, f.Problem)
-		errs = append(errs, err)
+		list = append(list, finding{string(f.Severity), f.Subject, f.Problem, f.Remedy})
+	}
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(list)
+}
+
+// printText prints findings for people.
+func printText(out io.Writer, found []plugins.Finding) error {
+	var b strings.Builder
+	for _, f := range found {
+		fmt.Fprintf(&b, "%-7s %s: %s\n", f.Severity, f.Subject, f.Problem)
 		if f.Remedy != "" {
-			_, err = fmt.Fprintf(out, "        mend: %s\n", f.Remedy)
-			errs = append(errs, err)
+			fmt.Fprintf(&b, "        mend: %s\n", f.Remedy)
 		}
 	}
 	if len(found) == 0 {
-		_, err := fmt.Fprintln(out, "ok: nothing found")
-		errs = append(errs, err)
+		b.WriteString("ok: nothing found\n")
 	}
-	return errors.Join(errs...)
+	_, err := io.WriteString(out, b.String())
+	return err
 }

@@ -55,7 +55,7 @@ func (n *narrator) tell(ctx context.Context, title string, do func(ctx context.C
 	n.n++
 	s := step{Step: n.n, Title: title, Facts: map[string]string{}}
 	if !n.json {
-		fmt.Fprintf(n.out, "%2d  %s\n", s.Step, title) //nolint:errcheck // narration
+		fmt.Fprintf(n.out, "%2d  %s\n", s.Step, title)
 	}
 	began := time.Now()
 	err := do(ctx, &s)
@@ -69,10 +69,10 @@ func (n *narrator) tell(ctx context.Context, title string, do func(ctx context.C
 		return errors.Join(err, json.NewEncoder(n.out).Encode(s))
 	}
 	for _, line := range s.Detail {
-		fmt.Fprintf(n.out, "      %s\n", line) //nolint:errcheck // narration
+		fmt.Fprintf(n.out, "      %s\n", line)
 	}
 	if s.Error != "" {
-		fmt.Fprintf(n.out, "    FAILED: %s\n", s.Error) //nolint:errcheck // narration
+		fmt.Fprintf(n.out, "    FAILED: %s\n", s.Error)
 	}
 	return err
 }
@@ -114,7 +114,7 @@ func demo(ctx context.Context, n *narrator, noVault bool) (err error) {
 		return err
 	}
 	if !n.json {
-		fmt.Fprintf(n.out, "\nEvery step did what it says, in %.1f s.\n", time.Since(began).Seconds()) //nolint:errcheck // narration
+		fmt.Fprintf(n.out, "\nEvery step did what it says, in %.1f s.\n", time.Since(began).Seconds())
 	}
 	return nil
 }

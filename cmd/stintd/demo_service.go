@@ -43,9 +43,9 @@ func startDemoService(ctx context.Context, statusURL string) (*demoService, erro
 		return nil, err
 	}
 	for block, rest := pem.Decode(bundle); block != nil; block, rest = pem.Decode(rest) {
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("parse bundle: %w", err)
+		cert, perr := x509.ParseCertificate(block.Bytes)
+		if perr != nil {
+			return nil, fmt.Errorf("parse bundle: %w", perr)
 		}
 		s.roots.AddCert(cert)
 		s.issuers = append(s.issuers, cert)
@@ -130,7 +130,8 @@ func (s *demoService) greet(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no SPIFFE ID", http.StatusForbidden)
 		return
 	}
-	_, _ = fmt.Fprintf(w, "hello %s", id) // the client's read says so if it fails
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, "hello "+id.String()) // the client's read says so if it fails //nolint:gosec // plain text, and the ID is of a verified certificate
 }
 
 // callService calls the service with a client certificate and returns what it said.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -23,7 +24,6 @@ type story struct {
 	task    *agent.Task
 	cert    *agent.Credential
 	otps    []*agent.Credential // one to use, one to see gone
-	receipt []byte
 	pubkey  string
 }
 
@@ -163,7 +163,7 @@ func (s *story) redeem(ctx context.Context, otp *agent.Credential) (string, erro
 	}
 	c.ClearToken() // the endpoint needs none
 	answer, err := c.Logical().WriteWithContext(ctx, "ssh/verify", map[string]any{"otp": string(otp.Fields["key"].Expose())})
-	if re, ok := errors.AsType[*vaultapi.ResponseError](err); ok && re.StatusCode == 400 {
+	if re, ok := errors.AsType[*vaultapi.ResponseError](err); ok && re.StatusCode == http.StatusBadRequest {
 		return "", nil
 	}
 	if err != nil {
@@ -179,7 +179,7 @@ func (s *story) redeem(ctx context.Context, otp *agent.Credential) (string, erro
 func (s *story) overreach(ctx context.Context, st *step) error {
 	_, err := s.client.Declare(ctx, agent.Declaration{Purpose: "demo", Roles: []agent.Role{{Name: "payroll-db"}}})
 	if got := agent.ReasonOf(err); got != stintv1.Reason_REASON_ROLE_OUTSIDE_PROFILE {
-		return fmt.Errorf("wanted ROLE_OUTSIDE_PROFILE, got %v", err)
+		return fmt.Errorf("wanted ROLE_OUTSIDE_PROFILE, got %w", err)
 	}
 	st.say("%v", err)
 	return nil

@@ -69,15 +69,16 @@ func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	if err := d.run(ctx, func(ctx context.Context) error {
-		if err := d.writeEnv(); err != nil {
-			return err
+	err = d.run(ctx, func(ctx context.Context) error {
+		if werr := d.writeEnv(); werr != nil {
+			return werr
 		}
 		d.banner(out, time.Since(started))
 		<-ctx.Done()
-		_, err := fmt.Fprintln(out, "\nEnding every task …")
-		return err
-	}); err != nil {
+		_, werr := fmt.Fprintln(out, "\nEnding every task …")
+		return werr
+	})
+	if err != nil {
 		return err
 	}
 	if left := d.house.left; left > 0 {
@@ -107,13 +108,13 @@ func openDev(ctx context.Context, o devOptions) (*devBroker, error) {
 	if d.logger, err = newLogger(config.Log{Level: o.logLevel, Format: "console"}); err != nil {
 		return nil, err
 	}
-	if err := d.makeDir(); err != nil {
+	if err = d.makeDir(); err != nil {
 		return nil, err
 	}
-	if err := d.openDomain(ctx); err != nil {
+	if err = d.openDomain(ctx); err != nil {
 		return nil, err
 	}
-	if err := d.openVault(ctx); err != nil {
+	if err = d.openVault(ctx); err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	if d.cfg, err = d.config(); err != nil {
@@ -272,7 +273,7 @@ func (d *devBroker) serve(ctx context.Context, ready func(context.Context) error
 		return errors.Join(faults...)
 	}
 	d.files = d.resources()
-	if err := d.prepareVault(ctx, backends); err != nil {
+	if err = d.prepareVault(ctx, backends); err != nil {
 		return err
 	}
 	d.house, err = build(ctx, blueprint{

@@ -71,7 +71,8 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 	}
 	l, err := ledger.Open(ctx, ledger.Config{
 		Store: store, Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
-		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), FreeBytes: store.FreeBytes,
+		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), //nolint:gosec // the configuration refuses negative sizes
+		FreeBytes:        store.FreeBytes,
 	})
 	if err != nil {
 		return nil, errors.Join(err, store.Close())

@@ -46,7 +46,7 @@ func (h *house) newServer(ctx context.Context) (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return server.New(server.Config{
+	return server.New(server.Config{ //nolint:contextcheck // a server has its calls' contexts, not the one of its making
 		Broker: h.broker, Ledger: h.ledger, Admins: h.admins, Endpoints: endpoints, Observer: observer{h.metrics},
 		Limits: server.Limits{
 			MaxConnectionAge: h.cfg.Limits.ConnectionMaxAge, MaxConnectionAgeGrace: h.cfg.Limits.ConnectionGrace,
@@ -168,7 +168,7 @@ func (h *house) snapshot(ctx context.Context) (status.Snapshot, error) {
 		return s, err
 	}
 	if free, err := h.store.FreeBytes(); err == nil {
-		s.FreeDisk = int64(min(free, 1<<62)) //nolint:gosec // bounded
+		s.FreeDisk = int64(min(free, 1<<62))
 	}
 	if svid, err := h.source.GetX509SVID(); err == nil {
 		s.SVIDExpiry = svid.Certificates[0].NotAfter
@@ -217,7 +217,7 @@ func readResources(dir string) ([]resource.File, error) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		raw, err := os.ReadFile(path) //nolint:gosec // the operator names the folder
+		raw, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("resources: %w", err)
 		}

@@ -51,7 +51,7 @@ func serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseDevelopmentCA(src); err != nil {
+	if err = refuseDevelopmentCA(src); err != nil {
 		return err
 	}
 	k, err := openKeys(cfg.Audit.KeyFile, cfg.Audit.Origin)
@@ -119,9 +119,9 @@ func (h *house) reload(ctx context.Context, path string, identity func() error) 
 func openIdentity(ctx context.Context, cfg *config.Config, logger *zap.Logger) (*source.Source, func() error, error) {
 	id := cfg.Identity
 	if id.WorkloadAPI != "" {
-		ctx, cancel := context.WithTimeout(ctx, identityTimeout)
+		waitCtx, cancel := context.WithTimeout(ctx, identityTimeout)
 		defer cancel()
-		src, err := source.OpenWorkloadAPI(ctx, source.WorkloadAPI{
+		src, err := source.OpenWorkloadAPI(waitCtx, source.WorkloadAPI{
 			Addr: id.WorkloadAPI, ID: id.SPIFFEID, Trust: id.TrustDomains, JWTBundles: cfg.Listen.JWT != "", Wait: true,
 			Logger: logger.Named("identity"),
 		})
