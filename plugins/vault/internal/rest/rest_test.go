@@ -3,6 +3,7 @@ package rest_test
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -206,6 +207,39 @@ func TestBrokenConnectionIsNotRetried(t *testing.T) {
 	}
 	if n := calls.Load(); n != 2 {
 		t.Errorf("%d requests arrived, want 2", n)
+	}
+}
+
+// TestOverTLS reads and writes over HTTP/2 with a CA of its own, as a Vault in production is reached.
+func TestOverTLS(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.ProtoMajor != 2 {
+			w.WriteHeader(http.StatusTeapot)
+			return
+		}
+		_, _ = fmt.Fprintf(w, `{"data":{"got":%q}}`, r.Method+string(body))
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+	if err := os.WriteFile(ca, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := client(t, rest.Config{Address: s.URL, CAFile: ca})
+	for want, call := range map[string]rest.Call{
+		"GET": {Method: "GET", Path: "p"}, `PUT{"a":1}`: {Method: "PUT", Path: "p", Body: map[string]any{"a": 1}},
+	} {
+		reply, err := c.Do(t.Context(), call)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		if !reply.Decode("got", &got) || got != want {
+			t.Errorf("the server got %q, want %q", got, want)
+		}
 	}
 }
 
