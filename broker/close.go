@@ -23,7 +23,7 @@ type Ended struct {
 // Complete closes one of the caller's tasks and waits up to wait for its teardown, which goes on either way. Completing
 // a task that is closed returns it as it is.
 func (b *Broker) Complete(ctx context.Context, c Caller, ref TaskRef, why task.CloseReason, wait time.Duration) (Ended, error) {
-	t, err := b.Task(ctx, c, ref)
+	t, err := b.plainTask(ctx, c, ref)
 	if err != nil {
 		return Ended{}, err
 	}
@@ -55,6 +55,7 @@ func (b *Broker) end(ctx context.Context, id task.ID, cause teardown.Cause, wait
 	if err != nil {
 		return Ended{}, storeFault(err)
 	}
+	b.presence.Forget(id)
 	return b.await(ctx, id, changed, wait)
 }
 
@@ -151,7 +152,7 @@ func askLease(tx *ledger.Tx, c Caller, id lease.ID) error {
 
 // KeepAlive restarts a task's idle timeout and returns the task, and when it closes if nothing more is heard.
 func (b *Broker) KeepAlive(ctx context.Context, c Caller, ref TaskRef) (task.Task, time.Time, error) {
-	t, err := b.Task(ctx, c, ref)
+	t, err := b.plainTask(ctx, c, ref)
 	if err != nil || t.State != task.Active || t.IdleTimeout == 0 {
 		return t, time.Time{}, err
 	}

@@ -180,8 +180,8 @@ type issue struct {
 	backend  plugins.Backend
 	decision policy.Decision
 	deadline time.Time
-	// intended is true once the intent is durable.
-	intended bool
+	// intended is true once the intent is durable, issued once the backend has answered with a credential.
+	intended, issued bool
 }
 
 // newIssue prepares the lease and the plugin's request of an issue.
@@ -224,9 +224,13 @@ func (b *Broker) issueFault(ctx context.Context, is *issue, d denial, err error)
 	if !isBackend {
 		return storeFault(err)
 	}
-	b.meter.Denied(f.Reason)
 	b.log.Warn("issue failed", zap.String("request", is.caller.Request), zap.String("backend", is.lease.Backend),
 		zap.String("role", is.lease.Role), zap.Stringer("lease", is.lease.ID), zap.Error(err))
+	if !is.intended { // no record tells of it yet
+		d.event = audit.LeaseFailed
+		return b.deny(ctx, is.caller, d, f)
+	}
+	b.meter.Denied(f.Reason)
 	return f
 }
 

@@ -49,10 +49,27 @@ const anyAgent = "*"
 // Task returns one of the caller's tasks, with its teardown as it stands, and counts as hearing of its agent.
 func (b *Broker) Task(ctx context.Context, c Caller, ref TaskRef) (task.Task, error) {
 	t, err := b.readTask(ctx, ref, c.agent())
+	b.heard(t, err)
+	return t, err
+}
+
+// plainTask is Task without the teardown, which costs as much as the task has leases.
+func (b *Broker) plainTask(ctx context.Context, c Caller, ref TaskRef) (task.Task, error) {
+	var t task.Task
+	err := b.ledger.View(ctx, func(r ledger.Reader) error {
+		var err error
+		t, err = findTask(r, ref, c.agent())
+		return err
+	})
+	b.heard(t, err)
+	return t, storeFault(err)
+}
+
+// heard notes that the agent of a task was heard of, unless it could not be read.
+func (b *Broker) heard(t task.Task, err error) {
 	if err == nil && t.State == task.Active {
 		b.presence.Touch(t.ID, time.Now())
 	}
-	return t, err
 }
 
 // AnyTask returns anybody's task, for administrators.
@@ -176,7 +193,7 @@ func lookUpLease(r ledger.Reader, query string) (lease.Lease, error) {
 // Watch calls send with the task as it stands and after every change, until it is CLOSED, send fails, or ctx is done. An
 // open watch counts as hearing of the agent.
 func (b *Broker) Watch(ctx context.Context, c Caller, ref TaskRef, send func(task.Task) error) error {
-	t, err := b.Task(ctx, c, ref)
+	t, err := b.plainTask(ctx, c, ref)
 	if err != nil {
 		return err
 	}

@@ -131,7 +131,7 @@ func (s *demoService) greet(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = io.WriteString(w, "hello "+id.String()) // the client's read says so if it fails //nolint:gosec // plain text, and the ID is of a verified certificate
+	_, _ = io.WriteString(w, "hello "+id.String()) //nolint:gosec // plain text, and the ID is of a verified certificate
 }
 
 // callService calls the service with a client certificate and returns what it said.
