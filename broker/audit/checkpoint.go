@@ -10,7 +10,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// ErrCheckpoint: a checkpoint is malformed, of another log, or not signed by its key.
+// ErrCheckpoint means that a checkpoint is malformed, of another log, or not signed by its key.
 var ErrCheckpoint = errors.New("checkpoint does not verify")
 
 // Checkpoint is a tree head: the log's name, its size, and the root of its Merkle tree (C2SP tlog-checkpoint).

@@ -76,7 +76,7 @@ func (e *Edge) Root() [32]byte {
 		}
 	}
 	if !found {
-		root, _ = tlog.TreeHash(0, nil) //nolint:errcheck // the empty tree reads nothing
+		root, _ = tlog.TreeHash(0, nil) // the empty tree reads nothing
 	}
 	return root
 }

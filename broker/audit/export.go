@@ -83,7 +83,7 @@ func (e *Exporter) Reopen() {
 
 // Run follows the log until ctx is done, and then returns nil. A fault is logged and tried again.
 func (e *Exporter) Run(ctx context.Context) error {
-	defer func() { _ = e.close() }() //nolint:errcheck // every round ends with what it wrote written
+	defer func() { _ = e.close() }() // every round ends with what it wrote written
 	for {
 		grown := e.cfg.Source.Grown()
 		rest := exportEvery
@@ -211,7 +211,7 @@ func (e *Exporter) open() error {
 	var rec exportedRecord
 	var cp exportedCheckpoint
 	var err error
-	found, noted := false, false
+	var found, noted bool
 	if e.file, found, err = openLines(e.cfg.File, &rec); err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func exported(t *testing.T, path string, log *memLog, first int) int {
 	return n
 }
 
-func TestExporter(t *testing.T) {
+func TestExporter(t *testing.T) { //nolint:cyclop // one story, step by step
 	t.Parallel()
 	dir := t.TempDir()
 	file, checkpoints := filepath.Join(dir, "audit.jsonl"), filepath.Join(dir, "checkpoints.log")
@@ -122,10 +122,10 @@ func TestExporter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(file, b[:len(b)-20], 0o600); err != nil {
+		if err = os.WriteFile(file, b[:len(b)-20], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(checkpoints, []byte(`{"size":1`), 0o600); err != nil {
+		if err = os.WriteFile(checkpoints, []byte(`{"size":1`), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		stop, _ = start()

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// ErrKey: a key file cannot be used. The message says why and what to type.
+// ErrKey means that a key file cannot be used. The message says why and what to type.
 var ErrKey = errors.New("audit key is not usable")
 
 // Key is the log's Ed25519 key (C2SP signed-note). Its name is the log's origin.
@@ -35,7 +35,7 @@ func CreateKey(path, name string) (Key, error) {
 	if err != nil {
 		return Key{}, fmt.Errorf("%w: the name %q must be one word without + or spaces: %w", ErrKey, name, err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the operator names the file
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return Key{}, fmt.Errorf("make audit key: %w", err)
 	}
@@ -60,7 +60,7 @@ func LoadKey(path string) (Key, error) {
 		return Key{}, fmt.Errorf("%w: %s has mode %04o and can be read by others: chmod 600 %s",
 			ErrKey, path, info.Mode().Perm(), path)
 	}
-	b, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return Key{}, fmt.Errorf("%w: %w", ErrKey, err)
 	}

@@ -18,10 +18,10 @@ func TestKeyFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v: %v", info.Mode(), err)
+	if info, serr := os.Stat(path); serr != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the file is not 600: %v", serr)
 	}
-	if _, err := audit.CreateKey(path, "log.example/audit"); !errors.Is(err, os.ErrExist) {
+	if _, err = audit.CreateKey(path, "log.example/audit"); !errors.Is(err, os.ErrExist) {
 		t.Errorf("create twice: %v", err)
 	}
 	loaded, err := audit.LoadKey(path)
@@ -73,13 +73,13 @@ func TestCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := audit.OpenCheckpoint(signed, key.Verifier); err != nil || got != want {
-		t.Errorf("got %+v: %v", got, err)
+	if got, oerr := audit.OpenCheckpoint(signed, key.Verifier); oerr != nil || got != want {
+		t.Errorf("got %+v: %v", got, oerr)
 	}
 	for i := range signed {
 		bad := []byte(string(signed))
 		bad[i] ^= 1
-		if _, err := audit.OpenCheckpoint(bad, key.Verifier); !errors.Is(err, audit.ErrCheckpoint) {
+		if _, err = audit.OpenCheckpoint(bad, key.Verifier); !errors.Is(err, audit.ErrCheckpoint) {
 			t.Errorf("byte %d changed: %v", i, err)
 		}
 	}

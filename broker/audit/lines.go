@@ -18,7 +18,7 @@ func openLines(path string, last any) (f *os.File, found bool, err error) {
 	if path == "" {
 		return nil, false, nil
 	}
-	f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600) //nolint:gosec // the operator names the file
+	f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, false, fmt.Errorf("open audit export: %w", err)
 	}

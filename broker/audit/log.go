@@ -8,7 +8,7 @@ import (
 	"github.com/stint-dev/stint/broker/task"
 )
 
-// ErrFenced: the log's head moved without us. Whoever sees it stops writing for good.
+// ErrFenced means that the log's head moved without us. Whoever sees it stops writing for good.
 var ErrFenced = errors.New("audit log head is not where it was left")
 
 // Entry is a record at its place.

@@ -58,16 +58,19 @@ func TestVerifyLogFalsified(t *testing.T) {
 		index   int64
 		says    string
 	}{
-		"record changed":              {func(m *memLog) { change(m, 9) }, 9, "changed"},
-		"record and its hash changed": {func(m *memLog) { change(m, 8); m.hashes[tlog.StoredHashIndex(0, 8)] = tlog.RecordHash(m.entries[8].JSON) }, 9, "8 to 9"},
-		"record gone":                 {func(m *memLog) { m.entries = append(m.entries[:4:4], m.entries[5:]...) }, 4, "missing"},
-		"last records gone":           {func(m *memLog) { m.entries = m.entries[:20] }, 20, "missing"},
-		"filed under another task":    {func(m *memLog) { m.entries[3].Task = taskB }, 3, "filed"},
-		"filed under another event":   {func(m *memLog) { m.entries[3].Event = audit.LeaseEnded }, 3, "filed"},
-		"text changed":                {func(m *memLog) { m.texts[1] = []audit.Text{{Index: 1, Field: "description", Text: "x"}} }, 1, "text"},
-		"checkpoint of another size":  {func(m *memLog) { m.head.Checkpoint = early }, audit.Whole, "over 11 records"},
-		"all rewritten and signed":    {func(m *memLog) { change(m, 0); resign(m) }, audit.Whole, "rewritten"},
-		"cut off and signed":          {func(m *memLog) { m.entries = m.entries[:5]; resign(m) }, audit.Whole, "cut off"},
+		"record changed": {func(m *memLog) { change(m, 9) }, 9, "changed"},
+		"record and its hash changed": {func(m *memLog) {
+			change(m, 8)
+			m.hashes[tlog.StoredHashIndex(0, 8)] = tlog.RecordHash(m.entries[8].JSON)
+		}, 9, "8 to 9"},
+		"record gone":                {func(m *memLog) { m.entries = append(m.entries[:4:4], m.entries[5:]...) }, 4, "missing"},
+		"last records gone":          {func(m *memLog) { m.entries = m.entries[:20] }, 20, "missing"},
+		"filed under another task":   {func(m *memLog) { m.entries[3].Task = taskB }, 3, "filed"},
+		"filed under another event":  {func(m *memLog) { m.entries[3].Event = audit.LeaseEnded }, 3, "filed"},
+		"text changed":               {func(m *memLog) { m.texts[1] = []audit.Text{{Index: 1, Field: "description", Text: "x"}} }, 1, "text"},
+		"checkpoint of another size": {func(m *memLog) { m.head.Checkpoint = early }, audit.Whole, "over 11 records"},
+		"all rewritten and signed":   {func(m *memLog) { change(m, 0); resign(m) }, audit.Whole, "rewritten"},
+		"cut off and signed":         {func(m *memLog) { m.entries = m.entries[:5]; resign(m) }, audit.Whole, "cut off"},
 		"rewritten, not signed": {func(m *memLog) {
 			cp := m.head.Checkpoint
 			change(m, 20)
@@ -133,6 +136,14 @@ func TestProofs(t *testing.T) {
 				t.Errorf("%d verified within another log of %d", at.Size, later.Size)
 			}
 		}
+	}
+}
+
+func TestProofsOutOfRange(t *testing.T) {
+	t.Parallel()
+	log := newMemLog()
+	for range 5 {
+		log.add(t, newKey(t), story()...)
 	}
 	for _, bad := range [][2]int64{{-1, 5}, {5, 5}, {0, 56}, {0, 0}, {0, -1}} {
 		if _, err := audit.Inclusion(log, bad[0], bad[1]); !errors.Is(err, audit.ErrRange) {

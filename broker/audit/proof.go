@@ -7,7 +7,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// ErrRange: a proof was asked for something that the log does not hold.
+// ErrRange means that a proof was asked for something that the log does not hold.
 var ErrRange = errors.New("not in the log")
 
 // Inclusion proves that the record at index is in the log of a size, which is at most the log's: the Merkle audit path of

@@ -13,7 +13,7 @@ import (
 // ReceiptFormat is the format of receipts, in their first field. docs/receipts.md describes it.
 const ReceiptFormat = "stint-receipt/1"
 
-// ErrNoRecords: the log holds nothing about the task.
+// ErrNoRecords means that the log holds nothing about the task.
 var ErrNoRecords = errors.New("no records of the task")
 
 // page is how many entries are read at a time.

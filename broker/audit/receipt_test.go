@@ -3,6 +3,7 @@ package audit_test
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -153,10 +154,12 @@ func TestReceiptFalsified(t *testing.T) {
 		"another index":        {func(d document) { record(d, 2)["index"] = 2 }, 2},
 		"proof cut":            {func(d document) { p, _ := record(d, 0)["proof"].([]any); record(d, 0)["proof"] = p[1:] }, 1},
 		"declaration left out": {func(d document) { d["records"] = records(d)[1:] }, audit.Whole},
-		"lease left out":       {func(d document) { d["records"] = append(append(records(d)[:2:2], records(d)[3:5]...), records(d)[6:]...) }, 9},
-		"issue left out":       {func(d document) { d["records"] = append(records(d)[:1:1], records(d)[2:]...) }, 8},
-		"end left out":         {func(d document) { d["records"] = append(records(d)[:5:5], records(d)[6:]...) }, 9},
-		"twice":                {func(d document) { d["records"] = append(records(d)[:2:2], records(d)[1:]...) }, 3},
+		"lease left out": {func(d document) {
+			d["records"] = append(append(records(d)[:2:2], records(d)[3:5]...), records(d)[6:]...)
+		}, 9},
+		"issue left out": {func(d document) { d["records"] = append(records(d)[:1:1], records(d)[2:]...) }, 8},
+		"end left out":   {func(d document) { d["records"] = append(records(d)[:5:5], records(d)[6:]...) }, 9},
+		"twice":          {func(d document) { d["records"] = append(records(d)[:2:2], records(d)[1:]...) }, 3},
 		"text changed": {func(d document) {
 			texts, _ := record(d, 0)["texts"].([]any)
 			text, _ := texts[0].(map[string]any)
@@ -165,12 +168,14 @@ func TestReceiptFalsified(t *testing.T) {
 		"text of no hash": {func(d document) {
 			record(d, 1)["texts"] = []any{map[string]any{"field": "x", "salt": "", "text": "y"}}
 		}, 3},
-		"another task":       {func(d document) { d["task"] = taskB }, 1},
-		"another format":     {func(d document) { d["format"] = "stint-receipt/9" }, audit.Whole},
-		"unknown key":        {func(d document) { d["more"] = 1 }, audit.Whole},
-		"checkpoint changed": {func(d document) { d["checkpoint"] = strings.Replace(d["checkpoint"].(string), "\n11\n", "\n12\n", 1) }, audit.Whole}, //nolint:forcetypeassert // a test
-		"checkpoint gone":    {func(d document) { d["checkpoint"] = "" }, audit.Whole},
-		"no records":         {func(d document) { d["records"] = nil }, audit.Whole},
+		"another task":   {func(d document) { d["task"] = taskB }, 1},
+		"another format": {func(d document) { d["format"] = "stint-receipt/9" }, audit.Whole},
+		"unknown key":    {func(d document) { d["more"] = 1 }, audit.Whole},
+		"checkpoint changed": {func(d document) {
+			d["checkpoint"] = strings.Replace(fmt.Sprint(d["checkpoint"]), "\n11\n", "\n12\n", 1)
+		}, audit.Whole},
+		"checkpoint gone": {func(d document) { d["checkpoint"] = "" }, audit.Whole},
+		"no records":      {func(d document) { d["records"] = nil }, audit.Whole},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -9,10 +9,10 @@ import (
 	"github.com/stint-dev/stint/broker/task"
 )
 
-// ErrReceipt: a receipt does not verify. The error is a *Faults that says where.
+// ErrReceipt means that a receipt does not verify. The error is a *Faults that says where.
 var ErrReceipt = errors.New("receipt does not verify")
 
-// ErrLog: a log does not verify. The error is a *Faults that says where.
+// ErrLog means that a log does not verify. The error is a *Faults that says where.
 var ErrLog = errors.New("audit log does not verify")
 
 // Whole is the index of a fault that concerns the whole document or log, not one record.
@@ -33,7 +33,7 @@ func (f Fault) String() string {
 }
 
 // Faults is the error of a verification: everything that was found wrong.
-type Faults struct {
+type Faults struct { //nolint:errname // it is a list of faults; an error a fault would not name them all
 	What error // ErrReceipt or ErrLog
 	List []Fault
 }

@@ -31,8 +31,8 @@ func VerifyReceipt(doc []byte, verifierKey string) (Report, error) {
 	}
 	var rep Report
 	var d receipt
-	if index, err := decodeReceipt(doc, &d); err != nil {
-		rep.fault(index, "the receipt cannot be read: %v", err)
+	if index, bad := decodeReceipt(doc, &d); bad != nil {
+		rep.fault(index, "the receipt cannot be read: %v", bad)
 		return rep, rep.err()
 	}
 	rep.Task, rep.Records = d.Task, len(d.Records)

@@ -27,7 +27,7 @@ func (l *Ledger) Erase(ctx context.Context, actor audit.Actor, id task.ID) (int,
 			return nil
 		}
 		t.Description, t.Labels = "", nil
-		if err := tx.UpdateTask(t, t.State); err != nil {
+		if err = tx.UpdateTask(t, t.State); err != nil {
 			return err
 		}
 		_, err = tx.Append(audit.Record{

@@ -71,7 +71,7 @@ func (t *faultyTx) Commit() error {
 	if t.f.keep.Swap(false) {
 		return errors.Join(errDisk, t.StoreTx.Commit())
 	}
-	return errors.Join(errDisk, t.StoreTx.Rollback())
+	return errors.Join(errDisk, t.Rollback())
 }
 
 // fixture is a ledger on a faulty store.
@@ -247,7 +247,7 @@ func TestGroups(t *testing.T) {
 				indexes[c.First] = true
 				mu.Unlock()
 				_, err = f.Update(t.Context(), func(tx *ledger.Tx) error {
-					_, err := tx.Append(audit.Record{Event: audit.TaskDenied})
+					_, err = tx.Append(audit.Record{Event: audit.TaskDenied})
 					return errors.Join(own, err)
 				})
 				if !errors.Is(err, own) {
@@ -325,21 +325,21 @@ func TestFenced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tx.PutLog(ledger.LogAppend{
+	if err = tx.PutLog(ledger.LogAppend{
 		Epoch: 1, OldSize: 2, Records: []audit.Entry{{Index: 2, JSON: []byte("{}")}}, Hashes: make([][32]byte, 4), Checkpoint: []byte("x"),
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := tx.Commit(); err != nil {
+	if err = tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.insert(t, newTask(t, "y")); !errors.Is(err, audit.ErrFenced) {
+	if _, err = f.insert(t, newTask(t, "y")); !errors.Is(err, audit.ErrFenced) {
 		t.Errorf("update: %v", err)
 	}
-	if err := <-f.ended; !errors.Is(err, audit.ErrFenced) {
+	if err = <-f.ended; !errors.Is(err, audit.ErrFenced) {
 		t.Errorf("run: %v", err)
 	}
-	if _, err := f.insert(t, newTask(t, "z")); !errors.Is(err, ledger.ErrClosed) || !errors.Is(err, audit.ErrFenced) {
+	if _, err = f.insert(t, newTask(t, "z")); !errors.Is(err, ledger.ErrClosed) || !errors.Is(err, audit.ErrFenced) {
 		t.Errorf("update after the end: %v", err)
 	}
 	_, err = ledger.Open(t.Context(), ledger.Config{
@@ -369,7 +369,9 @@ func TestOpenRefuses(t *testing.T) {
 		t.Error("without a key: no error")
 	}
 	f.stop()
-	<-f.ended
+	if err = <-f.ended; err != nil {
+		t.Error(err)
+	}
 	if again := open(t, f.store, f.key); again.Head().Size != 2 {
 		t.Errorf("opened again at %d", again.Head().Size)
 	}
@@ -467,7 +469,7 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	due := lease.Lease{ID: id, Task: row.ID, State: lease.Revoking, NextAt: time.Now()}
-	if _, err := f.Update(t.Context(), func(tx *ledger.Tx) error { return tx.InsertLease(due) }); err != nil {
+	if _, err = f.Update(t.Context(), func(tx *ledger.Tx) error { return tx.InsertLease(due) }); err != nil {
 		t.Fatal(err)
 	}
 	<-changed
@@ -475,7 +477,7 @@ func TestWatch(t *testing.T) {
 	cancel()
 	claimed := due
 	claimed.Claim, claimed.ClaimUntil = 1, time.Now().Add(time.Minute)
-	if _, err := f.Update(t.Context(), func(tx *ledger.Tx) error { return tx.UpdateLease(claimed, due) }); err != nil {
+	if _, err = f.Update(t.Context(), func(tx *ledger.Tx) error { return tx.UpdateLease(claimed, due) }); err != nil {
 		t.Fatal(err)
 	}
 	_, err = f.Update(t.Context(), func(tx *ledger.Tx) error { return tx.UpdateTask(row, task.Closed) })
@@ -570,18 +572,18 @@ func TestReceiptFromLedger(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = f.View(t.Context(), func(r ledger.Reader) error {
-		doc, err := audit.BuildReceipt(r, row.ID.String())
-		if err != nil {
-			return err
+		doc, berr := audit.BuildReceipt(r, row.ID.String())
+		if berr != nil {
+			return berr
 		}
 		if _, bad := audit.VerifyReceipt(doc, key); !errors.Is(bad, audit.ErrReceipt) {
 			t.Errorf("with another key: %v", bad)
 		}
-		rep, err := audit.VerifyReceipt(doc, f.key.Text)
+		rep, verr := audit.VerifyReceipt(doc, f.key.Text)
 		if rep.Texts != 1 || rep.Records != 1 {
 			t.Errorf("report %+v", rep)
 		}
-		return err
+		return verr
 	})
 	if err != nil {
 		t.Error(err)

@@ -60,13 +60,15 @@ func (w *watchers) remove(id task.ID, ch chan struct{}) {
 }
 
 // committed tells whoever watches what these transactions touched.
-func (w *watchers) committed(txs []*Tx, grown bool) {
+func (w *watchers) committed(txs []*Tx) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	grown := false
 	for _, tx := range txs {
 		if tx == nil {
 			continue
 		}
+		grown = grown || len(tx.entries) > 0
 		if tx.kick {
 			signal(w.kicked)
 		}

@@ -236,7 +236,7 @@ func (l *Ledger) recover(ctx context.Context, b *batch) error {
 func (l *Ledger) tell(b *batch, err error) {
 	size := b.head.Size
 	if err == nil {
-		l.watch.committed(b.txs, len(b.log.Records) > 0)
+		l.watch.committed(b.txs)
 	}
 	for i, w := range b.works {
 		switch {

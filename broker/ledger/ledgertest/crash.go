@@ -150,7 +150,7 @@ func checkAcked(t *testing.T, store ledger.Store, key audit.Key, acked []string)
 			if err != nil {
 				return err
 			}
-			if _, err := r.Lease(id); err != nil {
+			if _, err = r.Lease(id); err != nil {
 				t.Errorf("acknowledged lease %s: %v", name, err)
 			}
 			entries, err := r.Entries(index, 1, "")

@@ -1,6 +1,7 @@
 package ledgertest
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stint-dev/stint/broker/lease"
@@ -10,6 +11,7 @@ import (
 )
 
 func testLeases(t *testing.T, s *suite) {
+	t.Helper()
 	owner := newTask(t, 1, "agent-a")
 	a := newLease(t, 1, owner)
 	s.write(t, func(tx ledger.StoreTx) error {
@@ -52,6 +54,7 @@ func testLeases(t *testing.T, s *suite) {
 }
 
 func testLeaseLists(t *testing.T, s *suite) {
+	t.Helper()
 	states := []lease.State{
 		lease.Intent, lease.Active, lease.Revoking, lease.Revoked, lease.Lapsing, lease.Lapsed, lease.Disclosed,
 	}
@@ -91,9 +94,9 @@ func testLeaseLists(t *testing.T, s *suite) {
 	}
 	for name, f := range filters {
 		var want []lease.Lease
-		for i := len(all) - 1; i >= 0; i-- {
-			if leaseMatches(all[i], f) {
-				want = append(want, all[i])
+		for _, row := range slices.Backward(all) {
+			if leaseMatches(row, f) {
+				want = append(want, row)
 			}
 		}
 		limits := []int{1, 3, 100}
@@ -123,6 +126,7 @@ func leaseMatches(l lease.Lease, f ledger.LeaseFilter) bool {
 }
 
 func testRefs(t *testing.T, s *suite) {
+	t.Helper()
 	owner := newTask(t, 1, "agent-a")
 	vault, plain, older, newer := newLease(t, 1, owner), newLease(t, 2, owner), newLease(t, 3, owner), newLease(t, 4, owner)
 	vault.Handle, vault.PublicRef = `{"accessor":"hmac-accessor-1","lease":"db/creds/ro/AbCdEfGhIjKl","n":[{"x":"deep-in-there"}],"v":"short"}`, "v-user-1"

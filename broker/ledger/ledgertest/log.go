@@ -37,6 +37,7 @@ func appendLog(tb testing.TB, tx ledger.StoreTx, edge *audit.Edge, n int, task s
 
 // testLog: entries come back as they were, and hashes as tlog computes them.
 func testLog(t *testing.T, s *suite) {
+	t.Helper()
 	s.read(t, func(r ledger.Reader) error {
 		head, err := r.Head()
 		same(t, "head of an empty log", head, audit.Head{Epoch: head.Epoch})
@@ -100,6 +101,7 @@ func testLog(t *testing.T, s *suite) {
 }
 
 func testLogTasks(t *testing.T, s *suite) {
+	t.Helper()
 	var edge audit.Edge
 	s.write(t, func(tx ledger.StoreTx) error {
 		_, err := appendLog(t, tx, &edge, 10, "some-task")
@@ -126,6 +128,7 @@ func testLogTasks(t *testing.T, s *suite) {
 }
 
 func testTexts(t *testing.T, s *suite) {
+	t.Helper()
 	var edge audit.Edge
 	s.write(t, func(tx ledger.StoreTx) error {
 		_, err := appendLog(t, tx, &edge, 4, "some-task")
@@ -166,6 +169,7 @@ func testTexts(t *testing.T, s *suite) {
 
 // testFencing: an append from where the head is not changes nothing.
 func testFencing(t *testing.T, s *suite) {
+	t.Helper()
 	var edge audit.Edge
 	s.write(t, func(tx ledger.StoreTx) error {
 		_, err := appendLog(t, tx, &edge, 3, "")

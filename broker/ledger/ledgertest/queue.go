@@ -19,6 +19,7 @@ func leaseIDs(leases []lease.Lease) []plugins.LeaseID {
 }
 
 func testQueue(t *testing.T, s *suite) {
+	t.Helper()
 	s.read(t, func(r ledger.Reader) error {
 		due, err := r.NextDue()
 		if !due.IsZero() {
@@ -35,9 +36,9 @@ func testQueue(t *testing.T, s *suite) {
 		for _, row := range []task.Task{later, owner, closing} {
 			wants(t, "insert task", tx.InsertTask(row), nil)
 		}
-		for n, at := range []time.Duration{5, 3, 4, 6} {
+		for n, at := range []int{5, 3, 4, 6} {
 			row := newLease(t, n, owner)
-			row.NextAt, row.Lane = base().Add(at*time.Second), []string{"vault/a", "vault/a", "stepca/b", "vault/a"}[n]
+			row.NextAt, row.Lane = base().Add(time.Duration(at)*time.Second), []string{"vault/a", "vault/a", "stepca/b", "vault/a"}[n]
 			wants(t, "insert", tx.InsertLease(row), nil)
 			rows = append(rows, row)
 		}
@@ -77,6 +78,7 @@ func testQueue(t *testing.T, s *suite) {
 }
 
 func testClaims(t *testing.T, s *suite) {
+	t.Helper()
 	owner := newTask(t, 1, "agent-a")
 	row := newLease(t, 1, owner)
 	row.State, row.NextAt = lease.Revoking, base()
@@ -115,6 +117,7 @@ func testClaims(t *testing.T, s *suite) {
 }
 
 func testCounts(t *testing.T, s *suite) {
+	t.Helper()
 	past, future := time.Now().Add(-time.Hour).UTC(), time.Now().Add(time.Hour).UTC()
 	a, b, done := newTask(t, 1, "agent-a"), newTask(t, 2, "agent-b"), newTask(t, 3, "agent-a")
 	done.State = task.Closed
@@ -157,6 +160,7 @@ func testCounts(t *testing.T, s *suite) {
 }
 
 func testResources(t *testing.T, s *suite) {
+	t.Helper()
 	s.write(t, func(tx ledger.StoreTx) error {
 		wants(t, "put", tx.PutResource(ledger.Resource{Name: "roles/b", YAML: "x: 1", Source: "api"}), nil)
 		wants(t, "put", tx.PutResource(ledger.Resource{Name: "roles/a", YAML: "y: 1", Source: "a.yaml"}), nil)

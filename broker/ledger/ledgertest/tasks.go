@@ -1,6 +1,7 @@
 package ledgertest
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stint-dev/stint/broker/ledger"
@@ -8,6 +9,7 @@ import (
 )
 
 func testTasks(t *testing.T, s *suite) {
+	t.Helper()
 	a, b := newTask(t, 1, "agent-a"), newTask(t, 1, "agent-b")
 	s.write(t, func(tx ledger.StoreTx) error {
 		wants(t, "insert", tx.InsertTask(a), nil)
@@ -54,6 +56,7 @@ func testTasks(t *testing.T, s *suite) {
 }
 
 func testTaskLists(t *testing.T, s *suite) {
+	t.Helper()
 	var all []task.Task // oldest first
 	s.write(t, func(tx ledger.StoreTx) error {
 		for n := range 9 {
@@ -80,9 +83,9 @@ func testTaskLists(t *testing.T, s *suite) {
 	}
 	for name, f := range filters {
 		var want []task.Task
-		for i := len(all) - 1; i >= 0; i-- {
-			if taskMatches(all[i], f) {
-				want = append(want, all[i])
+		for _, row := range slices.Backward(all) {
+			if taskMatches(row, f) {
+				want = append(want, row)
 			}
 		}
 		for _, limit := range []int{1, 2, 100} {
@@ -104,10 +107,5 @@ func taskMatches(t task.Task, f ledger.TaskFilter) bool {
 
 // matches reports whether a state is among those asked for; none means all.
 func matches[S comparable](states []S, state S) bool {
-	for _, s := range states {
-		if s == state {
-			return true
-		}
-	}
-	return len(states) == 0
+	return len(states) == 0 || slices.Contains(states, state)
 }

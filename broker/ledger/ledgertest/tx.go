@@ -8,6 +8,7 @@ import (
 )
 
 func testNested(t *testing.T, s *suite) {
+	t.Helper()
 	kept, undone, after := newTask(t, 1, "a"), newTask(t, 2, "a"), newTask(t, 3, "a")
 	own := errors.New("own")
 	s.write(t, func(tx ledger.StoreTx) error {
@@ -40,6 +41,7 @@ func testNested(t *testing.T, s *suite) {
 }
 
 func testRollback(t *testing.T, s *suite) {
+	t.Helper()
 	row := newTask(t, 1, "a")
 	tx, err := s.store.Begin(t.Context())
 	if err != nil {
@@ -57,6 +59,7 @@ func testRollback(t *testing.T, s *suite) {
 
 // testSnapshot: a view sees only what is committed, and goes on seeing that.
 func testSnapshot(t *testing.T, s *suite) {
+	t.Helper()
 	first, second := newTask(t, 1, "a"), newTask(t, 2, "a")
 	s.write(t, func(tx ledger.StoreTx) error { return tx.InsertTask(first) })
 	tx, err := s.store.Begin(t.Context())
@@ -65,7 +68,7 @@ func testSnapshot(t *testing.T, s *suite) {
 	}
 	wants(t, "insert", tx.InsertTask(second), nil)
 	s.read(t, func(r ledger.Reader) error {
-		_, err := r.Task(second.ID)
+		_, err = r.Task(second.ID)
 		wants(t, "before the commit", err, ledger.ErrNotFound)
 		wants(t, "commit beside a view", tx.Commit(), nil)
 		_, err = r.Task(second.ID)
@@ -74,7 +77,7 @@ func testSnapshot(t *testing.T, s *suite) {
 	})
 	own := errors.New("own")
 	err = s.store.View(t.Context(), func(r ledger.Reader) error {
-		_, err := r.Task(second.ID)
+		_, err = r.Task(second.ID)
 		wants(t, "in a new view", err, nil)
 		return own
 	})
@@ -82,6 +85,7 @@ func testSnapshot(t *testing.T, s *suite) {
 }
 
 func testReopen(t *testing.T, s *suite) {
+	t.Helper()
 	row := newTask(t, 1, "a")
 	s.write(t, func(tx ledger.StoreTx) error { return tx.InsertTask(row) })
 	check := func(what string) {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/stint-dev/stint/broker/ledger"
 )
 
 const (
@@ -41,9 +43,8 @@ func (s *Store) checkpoint(ctx context.Context) {
 	case r := <-c.pool:
 		defer s.release(c, r)
 		var busy, pages, done int64
-		if r.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done) == nil && pages > longWAL {
-			s.walLong.Store(true)
-		}
+		err := r.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done) //nolint:contextcheck // statements are short; a context each costs a goroutine each
+		s.walLong.CompareAndSwap(false, err == nil && pages > longWAL)
 	case <-ctx.Done():
 	}
 }
@@ -53,6 +54,18 @@ func (s *Store) checkpoint(ctx context.Context) {
 func (s *session) writeBack() error {
 	var busy, pages, done int64
 	return s.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done)
+}
+
+// truncate writes the whole WAL back and empties it, or fails while a snapshot still needs it.
+func (s *session) truncate() error {
+	var busy, pages, done int64
+	if err := s.one("PRAGMA wal_checkpoint(TRUNCATE)", nil, &busy, &pages, &done); err != nil {
+		return err
+	}
+	if busy != 0 {
+		return fmt.Errorf("%w: a reader holds the WAL", ledger.ErrUnavailable)
+	}
+	return nil
 }
 
 // FreeBytes returns how much an unprivileged process can still write to the ledger's file system.
@@ -66,7 +79,7 @@ func (s *Store) FreeBytes() (uint64, error) {
 
 // Backup writes a consistent copy of the ledger to a new file of mode 0600, while it serves. It refuses to overwrite.
 func (s *Store) Backup(ctx context.Context, path string) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600) //nolint:gosec // the operator names the file
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("back up ledger: %w", err)
 	}
@@ -75,7 +88,7 @@ func (s *Store) Backup(ctx context.Context, path string) (err error) {
 			err = fmt.Errorf("back up ledger: %w", cerr)
 		}
 		if err != nil {
-			_ = os.Remove(path) //nolint:errcheck // it is incomplete; the first error is the one to tell
+			_ = os.Remove(path) // it is incomplete; the first error is the one to tell
 		}
 	}()
 	c, err := s.current()

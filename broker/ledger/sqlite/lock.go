@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// ErrLocked: another process holds the data directory.
+// ErrLocked means that another process holds the data directory.
 var ErrLocked = errors.New("data directory is in use")
 
 // lockDir makes the data directory and locks it against other processes, for as long as the file is open. The kernel
@@ -24,13 +24,13 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock data directory: %w", err)
 	}
-	if err := lockFile(f); err != nil {
+	if err = lockFile(f); err != nil {
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, errors.Join(fmt.Errorf("lock data directory %s: %w", dir, err), f.Close())
 		}
 		return nil, errors.Join(fmt.Errorf("%w: %s is held by process %s", ErrLocked, dir, holder(f)), f.Close())
 	}
-	if err := f.Truncate(0); err == nil {
+	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	if err != nil {

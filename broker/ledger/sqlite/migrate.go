@@ -14,7 +14,7 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// ErrVersion: the file was written by another version of the program than this one can read.
+// ErrVersion means that the file was written by another version of the program than this one can read.
 var ErrVersion = errors.New("ledger has another schema version")
 
 func provider(db *sql.DB) (*goose.Provider, error) {

@@ -86,7 +86,7 @@ func (r *rows) Stats() (ledger.Stats, error) {
 			var s string
 			var n, stuck, overdue int
 			var due int64
-			err := scan(&s, &n, &stuck, &overdue, &due)
+			err = scan(&s, &n, &stuck, &overdue, &due)
 			st.LeasesByState[lease.State(s)] = n
 			st.Stuck += stuck
 			st.Overdue += overdue

@@ -56,7 +56,7 @@ func (s *session) prepare(query string) (*sql.Stmt, error) {
 
 // exec runs a statement and returns how many rows it changed.
 func (s *session) exec(query string, args ...any) (int64, error) {
-	stmt, err := s.prepare(query)
+	stmt, err := s.prepare(query) //nolint:sqlclosecheck // it is kept for the life of the session
 	if err != nil {
 		return 0, err
 	}
@@ -69,7 +69,7 @@ func (s *session) exec(query string, args ...any) (int64, error) {
 
 // one reads a single row, or answers ledger.ErrNotFound.
 func (s *session) one(query string, args []any, dest ...any) error {
-	stmt, err := s.prepare(query)
+	stmt, err := s.prepare(query) //nolint:sqlclosecheck // it is kept for the life of the session
 	if err != nil {
 		return err
 	}
@@ -81,8 +81,8 @@ func (s *session) one(query string, args []any, dest ...any) error {
 }
 
 // each calls fn for every row. The statement is over when it returns.
-func (s *session) each(query string, args []any, fn func(scan func(...any) error) error) error {
-	stmt, err := s.prepare(query)
+func (s *session) each(query string, args []any, fn func(scan func(...any) error) error) (err error) {
+	stmt, err := s.prepare(query) //nolint:sqlclosecheck // it is kept for the life of the session
 	if err != nil {
 		return err
 	}
@@ -90,15 +90,13 @@ func (s *session) each(query string, args []any, fn func(scan func(...any) error
 	if err != nil {
 		return s.fault(err)
 	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
-		if err := fn(rows.Scan); err != nil {
-			return errors.Join(err, rows.Close())
+		if err = fn(rows.Scan); err != nil {
+			return err
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return errors.Join(s.fault(err), rows.Close())
-	}
-	return s.fault(rows.Close())
+	return s.fault(rows.Err())
 }
 
 // fault turns an error of SQLite into one of the ledger. A unique key that is taken spoils nothing; any other error
@@ -107,8 +105,7 @@ func (s *session) fault(err error) error {
 	if err == nil {
 		return nil
 	}
-	var e *sqlite.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		switch e.Code() {
 		case lib.SQLITE_CONSTRAINT_UNIQUE, lib.SQLITE_CONSTRAINT_PRIMARYKEY:
 			return fmt.Errorf("%w: %w", ledger.ErrExists, err)

@@ -81,10 +81,10 @@ func (s *Store) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if err = f.Close(); err != nil {
 		return err
 	}
-	if err := migrate(ctx, s.dsn()); err != nil {
+	if err = migrate(ctx, s.dsn()); err != nil {
 		return err
 	}
 	s.conns, err = s.connect(ctx)
@@ -164,7 +164,7 @@ func (s *Store) View(ctx context.Context, fn func(ledger.Reader) error) error {
 	select {
 	case r := <-c.pool:
 		defer s.release(c, r)
-		return r.snapshot(fn)
+		return r.snapshot(fn) //nolint:contextcheck // statements are short; a context each costs a goroutine each
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -179,21 +179,28 @@ func (s *Store) release(c *conns, r *session) {
 	}
 	s.mu.Unlock()
 	if stale {
-		_ = r.close() //nolint:errcheck // nothing was written on it, and nobody is left to tell
+		_ = r.close() // nothing was written on it, and nobody is left to tell
 	}
 }
 
-// Reopen discards every connection and opens the file again. The lock is kept.
+// Reopen discards every connection and opens the file again. The lock is kept. What it finds is made durable before it
+// returns: after a failed sync the kernel may show what the disk never got, so the WAL is written to the file anew.
 func (s *Store) Reopen(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conns != nil {
-		_ = s.conns.close() //nolint:errcheck // they are discarded because they failed
+		_ = s.conns.close() // they are discarded because they failed
 		s.conns = nil
+	}
+	if s.lock == nil {
+		return fmt.Errorf("%w: store is closed, or open for reading only", ledger.ErrUnavailable)
 	}
 	c, err := s.connect(ctx)
 	if err != nil {
 		return fmt.Errorf("reopen ledger %s: %w", s.path, err)
+	}
+	if err := c.writer.truncate(); err != nil { //nolint:contextcheck // statements are short; a context each costs a goroutine each
+		return errors.Join(fmt.Errorf("reopen ledger %s: %w", s.path, err), c.close())
 	}
 	s.conns = c
 	return nil

@@ -105,7 +105,7 @@ func TestDiskFull(t *testing.T) {
 	var err error
 	for ; err == nil && written < 1000; written++ {
 		_, err = l.Update(t.Context(), func(tx *ledger.Tx) error {
-			if _, err := tx.Append(audit.Record{Event: audit.TaskDeclared}); err != nil {
+			if _, err = tx.Append(audit.Record{Event: audit.TaskDeclared}); err != nil {
 				return err
 			}
 			row := newTask(t, fmt.Sprint("t", written))
@@ -165,11 +165,11 @@ func TestIgnoredFault(t *testing.T) {
 		t.Errorf("update: %v", err)
 	}
 	err = l.View(t.Context(), func(r ledger.Reader) error {
-		tasks, err := r.ListTasks(ledger.TaskFilter{Limit: 10})
+		tasks, lerr := r.ListTasks(ledger.TaskFilter{Limit: 10})
 		if len(tasks) != 0 {
 			t.Errorf("%d tasks were written", len(tasks))
 		}
-		return err
+		return lerr
 	})
 	if err != nil {
 		t.Error(err)
@@ -192,20 +192,20 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	copied := filepath.Join(dir, "copy.db")
-	if err := live.Backup(t.Context(), copied); err != nil {
+	if err = live.Backup(t.Context(), copied); err != nil {
 		t.Fatal(err)
 	}
 	put("after")
-	if info, err := os.Stat(copied); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("mode of the backup: %v", err)
+	if info, serr := os.Stat(copied); serr != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the backup is not 600: %v", serr)
 	}
-	if err := live.Backup(t.Context(), copied); !errors.Is(err, os.ErrExist) {
+	if err = live.Backup(t.Context(), copied); !errors.Is(err, os.ErrExist) {
 		t.Errorf("a backup over another: %v", err)
 	}
-	if _, err := live.Begin(t.Context()); !errors.Is(err, ledger.ErrUnavailable) {
+	if _, err = live.Begin(t.Context()); !errors.Is(err, ledger.ErrUnavailable) {
 		t.Errorf("a write to what is open for reading: %v", err)
 	}
-	if err := live.Close(); err != nil {
+	if err = live.Close(); err != nil {
 		t.Error(err)
 	}
 	backup, err := sqlite.OpenReader(t.Context(), copied)
@@ -213,13 +213,13 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = backup.View(t.Context(), func(r ledger.Reader) error {
-		tasks, err := r.ListTasks(ledger.TaskFilter{Limit: 10})
+		tasks, lerr := r.ListTasks(ledger.TaskFilter{Limit: 10})
 		if len(tasks) != 1 || tasks[0].ShortName != "before" {
 			t.Errorf("the backup holds %v", tasks)
 		}
-		return err
+		return lerr
 	})
-	if err := errors.Join(err, backup.Close()); err != nil {
+	if err = errors.Join(err, backup.Close()); err != nil {
 		t.Error(err)
 	}
 	if _, err := sqlite.OpenReader(t.Context(), filepath.Join(dir, "none.db")); !errors.Is(err, os.ErrNotExist) {

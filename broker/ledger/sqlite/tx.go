@@ -36,11 +36,11 @@ func (s *Store) Begin(context.Context) (ledger.StoreTx, error) {
 	w := c.writer
 	w.lost = nil
 	if s.walLong.Swap(false) {
-		if err := w.writeBack(); err != nil {
+		if err := w.writeBack(); err != nil { //nolint:contextcheck // statements are short; a context each costs a goroutine each
 			return nil, err
 		}
 	}
-	if _, err := w.exec("BEGIN IMMEDIATE"); err != nil {
+	if _, err := w.exec("BEGIN IMMEDIATE"); err != nil { //nolint:contextcheck // statements are short; a context each costs a goroutine each
 		return nil, err
 	}
 	return &tx{rows{w}}, nil
@@ -78,7 +78,7 @@ func (t *tx) Rollback() error {
 	_, err := t.s.exec("ROLLBACK")
 	t.s.lost = nil
 	if gone {
-		return nil
+		err = nil
 	}
 	return err
 }
@@ -97,7 +97,7 @@ func (t *tx) PutLog(a ledger.LogAppend) error {
 	hashes := a.Hashes
 	for i, e := range a.Records {
 		// Record n comes with its own hash and one for each subtree that it completes.
-		count := 1 + bits.TrailingZeros64(uint64(a.OldSize)+uint64(i)+1)
+		count := 1 + bits.TrailingZeros64(uint64(a.OldSize)+uint64(i)+1) //nolint:gosec // a size is never negative
 		if len(hashes) < count {
 			return fmt.Errorf("append at %d: hashes are missing for record %d", a.OldSize, e.Index)
 		}
