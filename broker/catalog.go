@@ -11,6 +11,7 @@ import (
 
 	"github.com/stint-dev/stint/attestor"
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/policy"
@@ -26,6 +27,8 @@ type Catalog struct {
 	forbidden func(attestor.Pattern) []attestor.Pattern
 	engine    atomic.Pointer[policy.Engine]
 	readOnly  atomic.Bool
+	// next is the engine whose change is being committed; nil at other times. A role must be in both to be issued by.
+	next atomic.Pointer[policy.Engine]
 
 	// changing is held while a change is compiled and committed, so that changes follow one another.
 	changing sync.Mutex
@@ -37,30 +40,50 @@ func NewCatalog(
 	ctx context.Context, l *ledger.Ledger, backends resource.Backends, forbidden func(attestor.Pattern) []attestor.Pattern,
 ) (*Catalog, error) {
 	c := &Catalog{ledger: l, backends: backends, forbidden: forbidden}
+	if err := c.read(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// read puts in force what the ledger holds.
+func (c *Catalog) read(ctx context.Context) error {
 	var stored []ledger.Resource
-	err := l.View(ctx, func(r ledger.Reader) error {
+	err := c.ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
 		stored, err = r.Resources()
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read resources: %w", err)
+		return fmt.Errorf("read resources: %w", err)
 	}
 	files := make([]resource.File, 0, len(stored))
 	for _, s := range stored {
 		files = append(files, resource.File{Name: s.Source, YAML: s.YAML})
 	}
-	set, problems := resource.Parse(files, backends)
+	set, problems := resource.Parse(files, c.backends)
 	engine, err := c.compile(set, problems)
 	if err != nil {
-		return nil, fmt.Errorf("resources in the ledger: %w", err)
+		return fmt.Errorf("resources in the ledger: %w", err)
 	}
 	c.engine.Store(engine)
-	return c, nil
+	return nil
 }
 
 // Engine returns what decides now.
 func (c *Catalog) Engine() *policy.Engine { return c.engine.Load() }
+
+// has reports whether a role is there and is not being removed. It is asked inside the transaction that inserts a lease,
+// which comes before the one that removes the role, and is then ended by it, or after, and is then refused.
+func (c *Catalog) has(role string) bool {
+	if next := c.next.Load(); next != nil { // read first: it is in force before it is taken away here
+		if _, ok := next.Set().Role(role); !ok {
+			return false
+		}
+	}
+	_, ok := c.Engine().Set().Role(role)
+	return ok
+}
 
 // compile checks what a set as a whole must satisfy.
 func (c *Catalog) compile(set resource.Set, problems []resource.Problem) (*policy.Engine, error) {
@@ -181,6 +204,8 @@ func (c *Catalog) change(
 	if !anyChange(out.Changes) {
 		return 0, out, nil
 	}
+	c.next.Store(engine)
+	defer c.next.Store(nil)
 	var ending int
 	_, err = c.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		ending = 0
@@ -193,6 +218,10 @@ func (c *Catalog) change(
 		}
 		return nil
 	})
+	failpoint.Hit("role.removed")
+	if errors.Is(err, ledger.ErrOutcomeUnknown) { // what is in force has to be what is stored
+		err = errors.Join(err, c.read(context.WithoutCancel(ctx)))
+	}
 	if err != nil {
 		return 0, Applied{}, storeFault(err)
 	}

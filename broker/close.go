@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
@@ -55,6 +56,7 @@ func (b *Broker) end(ctx context.Context, id task.ID, cause teardown.Cause, wait
 	if err != nil {
 		return Ended{}, storeFault(err)
 	}
+	failpoint.Hit("close.committed")
 	b.presence.Forget(id)
 	return b.await(ctx, id, changed, wait)
 }
@@ -112,6 +114,7 @@ func (b *Broker) RevokeLease(ctx context.Context, c Caller, id lease.ID, wait ti
 	if err != nil {
 		return l, nil, storeFault(err)
 	}
+	failpoint.Hit("revoke.asked")
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for over := wait <= 0; ; {

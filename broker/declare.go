@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/policy"
@@ -88,6 +89,7 @@ func (b *Broker) Declare(ctx context.Context, c Caller, d Declaration) (Declared
 		denied := denial{event: audit.TaskDenied, purpose: d.Purpose, roles: roleNames(d.Roles)}
 		return Declared{}, b.refuse(ctx, c, denied, err)
 	}
+	failpoint.Hit("declare.committed")
 	b.presence.Touch(t.ID, now)
 	return Declared{Task: t, Clamps: decision.Clamps(), Checkpoint: commit.Checkpoint}, nil
 }

@@ -31,7 +31,7 @@ func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
 	if prepares || is.backend.Descriptor().Horizon > 0 {
 		if err := b.intend(ctx, is); err != nil {
 			b.discard(ctx, is)
-			return Issued{}, err
+			return Issued{}, inTime(err)
 		}
 	}
 	failpoint.Hit("issue.intent")
@@ -40,10 +40,11 @@ func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
 		return Issued{}, b.failed(ctx, is, err)
 	}
 	failpoint.Hit("issue.issued")
+	is.issued = true
 	commit, err := b.activate(ctx, is, cred)
 	if err != nil {
 		wipe(cred)
-		return Issued{}, err
+		return Issued{}, inTime(err)
 	}
 	failpoint.Hit("issue.active")
 	return Issued{Lease: is.lease, Credential: cred, Checkpoint: commit.Checkpoint}, nil
@@ -77,6 +78,9 @@ func (b *Broker) admitLease(tx *ledger.Tx, is *issue) (task.Task, error) {
 	if t.State != task.Active || !time.Now().Before(t.NotAfter) {
 		return t, lateFault(t)
 	}
+	if !b.catalog.has(is.lease.Role) {
+		return t, removedFault(is.lease.Role)
+	}
 	_, err = tx.FindLease(ledger.LeaseKey{Agent: is.lease.Agent, RequestID: is.lease.RequestID})
 	if !errors.Is(err, ledger.ErrNotFound) {
 		return t, errors.Join(ledger.ErrExists, err)
@@ -100,6 +104,25 @@ func lateFault(t task.Task) error {
 	return fault.New(reason, "the task ended while the credential was being issued; it was not handed out")
 }
 
+// removedFault says that a role was removed while something was being issued by it.
+func removedFault(role string) error {
+	return fault.New(fault.RoleOutsideProfile,
+		"role "+role+" was removed while the credential was being issued; it was not handed out")
+}
+
+// dropFault says why a credential is not handed out: its task ended, or the end of its lease was asked for.
+func dropFault(t task.Task, from lease.Lease) error {
+	switch {
+	case t.State != task.Active || !time.Now().Before(t.NotAfter):
+		return lateFault(t)
+	case from.Cause == lease.RoleRemoved:
+		return removedFault(from.Role)
+	default:
+		return fault.New(fault.AlreadyIssued, "the end of lease "+from.ID.String()+" was asked for while it was being issued; "+
+			"it was not handed out: ask anew").With("lease", "leases/"+from.ID.String())
+	}
+}
+
 // activate makes the lease ACTIVE if its task still is. Otherwise the credential is torn down, and never leaves.
 func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credential) (ledger.Commit, error) {
 	// The commit is waited for beyond the issue's deadline: its outcome decides what is true.
@@ -119,8 +142,8 @@ func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credentia
 		if err != nil {
 			return err
 		}
-		if from.State != lease.Intent || t.State != task.Active || !time.Now().Before(t.NotAfter) {
-			late = lateFault(t)
+		if from.State != lease.Intent || !from.AskedAt.IsZero() || t.State != task.Active || !time.Now().Before(t.NotAfter) {
+			late = dropFault(t, from)
 			return b.dropLate(tx, is, t, from, cred)
 		}
 		next, err := from.Activate(cred)
@@ -133,10 +156,13 @@ func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credentia
 		}
 		return tx.UpdateLease(next, from)
 	})
-	if err != nil { // the intent stays; what was issued is ended at once as far as that goes, and swept for certain
+	if err != nil { // the intent stays: it is swept for certain
 		is.lease.Handle = cred.Handle
-		b.discard(ctx, is)
+		b.undo(ctx, is, err)
 		return commit, err
+	}
+	if late != nil {
+		failpoint.Hit("issue.dropped")
 	}
 	return commit, late
 }
@@ -148,7 +174,7 @@ func (b *Broker) activateAtOnce(ctx context.Context, is *issue, cred plugins.Cre
 		return ledger.Commit{}, err
 	}
 	is.lease = active
-	return b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		t, err := b.admitLease(tx, is)
 		if err != nil {
 			return err
@@ -160,16 +186,24 @@ func (b *Broker) activateAtOnce(ctx context.Context, is *issue, cred plugins.Cre
 		}
 		return tx.InsertLease(active)
 	})
+	if err != nil {
+		b.undo(ctx, is, err)
+	}
+	return commit, err
 }
 
-// dropLate hands a credential that came too late to teardown, with the handle that its answer brought.
+// dropLate hands a credential that came too late to teardown, with the handle that its answer brought. Where the lease has
+// ended with proof meanwhile, as after the process was frozen, nothing is left to do.
 func (b *Broker) dropLate(tx *ledger.Tx, is *issue, t task.Task, from lease.Lease, cred plugins.Credential) error {
 	next, err := from.Unreleased(cred, time.Now())
+	if errors.Is(err, lease.ErrState) {
+		next, err = from, nil
+	}
 	if err != nil {
 		return err
 	}
 	rec := leaseRecord(is.caller, audit.LeaseFailed, t, next)
-	rec.Reason = "task_ended"
+	rec.Reason = string(next.Cause)
 	if _, err := tx.Append(rec); err != nil {
 		return err
 	}
@@ -207,25 +241,6 @@ func (b *Broker) failed(ctx context.Context, is *issue, cause error) error {
 	if err != nil { // the intent is durable: its sweep does not depend on this record
 		b.log.Warn("failed issue not recorded", zap.Stringer("lease", is.lease.ID), zap.Error(err))
 	}
+	failpoint.Hit("issue.failed")
 	return cause
-}
-
-// discard ends what was made for a lease that the ledger does not know as issued. It is a courtesy: what was prepared
-// dies by itself, and an intent is swept.
-func (b *Broker) discard(ctx context.Context, is *issue) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), IssueTimeout)
-	defer cancel()
-	held := is.lease.Held()
-	held.Uncertain = !is.intended
-	if _, err := is.backend.Revoke(ctx, held); err != nil {
-		b.log.Warn("unused credential not ended at once; it ends by itself or is swept",
-			zap.Stringer("lease", is.lease.ID), zap.Error(err))
-	}
-}
-
-// wipe overwrites a secret that will not be handed out.
-func wipe(c plugins.Credential) {
-	for _, v := range c.Fields {
-		v.Wipe()
-	}
 }

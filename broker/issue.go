@@ -48,10 +48,9 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	defer b.gate.leave()
 
 	now := time.Now()
-	hash := requestHash(req)
-	t, again, err := b.openIssue(ctx, c, req, hash)
+	t, hash, again, err := b.openIssue(ctx, c, req)
 	if err != nil || again != nil {
-		return fromLease(again), err
+		return b.fromLease(again), err
 	}
 	b.presence.Touch(t.ID, now)
 	denied := denial{event: audit.LeaseDenied, task: &t, roles: []string{req.Role}}
@@ -72,6 +71,11 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), is.deadline)
 	defer cancel()
 	out, err := b.carryOut(ctx, is)
+	if errors.Is(err, ledger.ErrExists) { // the same request on another connection was faster
+		if _, _, again, err = b.openIssue(ctx, c, req); err == nil && again != nil {
+			return b.fromLease(again), nil
+		}
+	}
 	if err != nil {
 		return Issued{}, b.issueFault(ctx, is, denied, err)
 	}
@@ -81,14 +85,17 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 }
 
 // openIssue reads the task, and the lease that the same request made before.
-func (b *Broker) openIssue(ctx context.Context, c Caller, req IssueRequest, hash task.Hash) (task.Task, *lease.Lease, error) {
+func (b *Broker) openIssue(ctx context.Context, c Caller, req IssueRequest) (task.Task, task.Hash, *lease.Lease, error) {
 	var t task.Task
+	var hash task.Hash
 	var again *lease.Lease
 	err := b.ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
 		if t, err = findTask(r, req.Task, c.agent()); err != nil {
 			return err
 		}
+		req.Task = TaskRef{ID: t.ID} // by whatever name: the request is the same
+		hash = requestHash(req)
 		l, err := r.FindLease(ledger.LeaseKey{Agent: c.agent(), RequestID: req.RequestID})
 		if errors.Is(err, ledger.ErrNotFound) {
 			return nil
@@ -105,15 +112,15 @@ func (b *Broker) openIssue(ctx context.Context, c Caller, req IssueRequest, hash
 		}
 		return nil
 	})
-	return t, again, storeFault(err)
+	return t, hash, again, storeFault(err)
 }
 
 // fromLease gives a certificate that was issued before once more.
-func fromLease(l *lease.Lease) Issued {
+func (b *Broker) fromLease(l *lease.Lease) Issued {
 	if l == nil {
 		return Issued{}
 	}
-	return Issued{Lease: *l, Credential: plugins.Credential{
+	return Issued{Lease: *l, Checkpoint: b.ledger.Head().Checkpoint, Credential: plugins.Credential{
 		Chain: l.Chain, Bundle: l.Bundle, PublicRef: l.PublicRef, NotAfter: l.NotAfter,
 	}}
 }
@@ -216,9 +223,6 @@ func (b *Broker) issueFault(ctx context.Context, is *issue, d denial, err error)
 		f := fault.New(reason, rejected.Error())
 		f.Fields = []fault.Field{{Name: rejected.Field, Problem: rejected.Problem}}
 		return b.deny(ctx, is.caller, d, f)
-	}
-	if errors.Is(err, ledger.ErrExists) {
-		return fault.New(fault.AlreadyIssued, "the same request is being answered on another connection; ask again").Retry(backendRetry)
 	}
 	f, isBackend := backendFault(is, err)
 	if !isBackend {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 )
@@ -28,6 +29,7 @@ func (l *Loop) closeDue(ctx context.Context) error {
 		}
 		return nil
 	})
+	failpoint.Hit("teardown.due")
 	if len(due) == taskBatch {
 		select {
 		case l.more <- struct{}{}:
