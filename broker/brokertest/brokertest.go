@@ -6,6 +6,7 @@ package brokertest
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -106,6 +107,8 @@ type Config struct {
 	// Dir holds the ledger and the audit key; "" means a directory of the test. A house can be built again on what
 	// another left in it.
 	Dir string
+	// Domain is the house's trust domain; nil means a new one.
+	Domain *devdomain.Domain
 	// Listen serves on a loopback port and a unix socket in place of memory.
 	Listen bool
 	// NoTeardown leaves out the loop that ends leases.
@@ -132,6 +135,7 @@ type House struct {
 
 	backends  map[string]plugins.Backend
 	endpoints endpoints
+	stops     []func() // of what runs, in the order in which it was started
 }
 
 // Start runs a house until the test ends.
@@ -140,7 +144,11 @@ func Start(tb testing.TB, cfg Config) *House {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	h := &House{Dir: cfg.Dir, Domain: attestortest.NewDomain(tb, TrustDomain, 0)}
+	h := &House{Dir: cfg.Dir, Domain: cfg.Domain}
+	tb.Cleanup(h.Stop)
+	if h.Domain == nil {
+		h.Domain = attestortest.NewDomain(tb, TrustDomain, 0)
+	}
 	if h.Dir == "" {
 		h.Dir = tb.TempDir()
 	}
@@ -151,6 +159,29 @@ func Start(tb testing.TB, cfg Config) *House {
 	h.startBroker(tb, cfg, admins)
 	h.serve(tb, cfg, admins)
 	return h
+}
+
+// Stop ends the house as a broker ends: the server first, the ledger last. Then another can be started in its directory.
+func (h *House) Stop() {
+	stops := h.stops
+	h.stops = nil
+	for _, stop := range slices.Backward(stops) {
+		stop()
+	}
+}
+
+// run runs what lives long until Stop, and fails the test if it fails.
+func (h *House) run(tb testing.TB, what string, run func(context.Context) error) {
+	tb.Helper()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context()))
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	h.stops = append(h.stops, func() {
+		cancel()
+		if err := <-done; err != nil {
+			tb.Errorf("run %s: %v", what, err)
+		}
+	})
 }
 
 // ServerID returns the broker's SPIFFE ID.
@@ -181,7 +212,7 @@ func (h *House) openLedger(tb testing.TB, cfg Config) {
 	if err != nil {
 		tb.Fatalf("open store: %v", err)
 	}
-	tb.Cleanup(func() {
+	h.stops = append(h.stops, func() {
 		if closeErr := store.Close(); closeErr != nil {
 			tb.Errorf("close store: %v", closeErr)
 		}
@@ -192,7 +223,7 @@ func (h *House) openLedger(tb testing.TB, cfg Config) {
 	if err != nil {
 		tb.Fatalf("open ledger: %v", err)
 	}
-	attestortest.Serve(tb, h.Ledger.Run)
+	h.run(tb, "ledger", h.Ledger.Run)
 }
 
 // startBroker starts everything between ledger and server.
@@ -208,17 +239,17 @@ func (h *House) startBroker(tb testing.TB, cfg Config, admins *admin.Roles) {
 	if err != nil {
 		tb.Fatalf("make broker: %v", err)
 	}
-	attestortest.Serve(tb, h.Broker.Run)
-	for _, b := range h.backends {
+	h.run(tb, "broker", h.Broker.Run)
+	for name, b := range h.backends {
 		if r, ok := b.(plugins.Runner); ok {
-			attestortest.Serve(tb, r.Run)
+			h.run(tb, "backend "+name, r.Run)
 		}
 	}
 	if !cfg.NoTeardown {
 		loop := teardown.New(teardown.Config{
 			Ledger: h.Ledger, Backends: h.backends, Presence: h.Broker.Presence(), StuckAfter: stuckAfter, Logger: cfg.Logger,
 		})
-		attestortest.Serve(tb, loop.Run)
+		h.run(tb, "teardown", loop.Run)
 	}
 	text := cfg.Resources
 	if text == "" {

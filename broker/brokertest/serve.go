@@ -95,8 +95,8 @@ func (h *House) serve(tb testing.TB, cfg Config, admins *admin.Roles) {
 	if err != nil {
 		tb.Fatalf("make server: %v", err)
 	}
-	attestortest.Serve(tb, mtls.Run)
-	attestortest.Serve(tb, h.Server.Run)
+	h.run(tb, "connections", mtls.Run)
+	h.run(tb, "server", h.Server.Run)
 }
 
 // noObserver measures nothing.
