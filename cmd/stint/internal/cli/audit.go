@@ -192,7 +192,7 @@ func (a *app) auditVerify() *cobra.Command {
 				key = string(raw)
 			}
 			report, err := audit.VerifyReceipt(doc, strings.TrimSpace(key))
-			if _, bad := errors.AsType[*audit.Faults](err); err != nil && !bad {
+			if err != nil && !errors.Is(err, audit.ErrReceipt) {
 				return usage("%v", err)
 			}
 			if shown := a.showReport(&report, err == nil); shown != nil {

@@ -127,6 +127,8 @@ func exitCode(err error) int {
 		return exitCodeOf(e)
 	}
 	switch {
+	case err == nil:
+		return codeOK
 	case errors.Is(err, source.ErrNoIdentity):
 		return codeDenied
 	case errors.Is(err, source.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):

@@ -103,7 +103,7 @@ func (r *runner) longest(ctx context.Context) error {
 		info, err := r.Role(call, role.Name)
 		cancel()
 		switch {
-		case exitCode(err) == codeNotFound && err != nil: // the broker says why when the task is declared
+		case exitCode(err) == codeNotFound: // the broker says why when the task is declared
 		case err != nil:
 			return err
 		default:

@@ -135,8 +135,16 @@ func (a *app) declaredTable(w io.Writer, answer *stintv1.DeclareTaskResponse) er
 
 func (a *app) sayClamps(clamps []*stintv1.Clamp) {
 	for _, c := range clamps {
-		a.sayf("note:   %s %s became %s (%s)", c.GetField(), render.Duration(c.GetRequested()), render.Duration(c.GetGranted()), c.GetLimitedBy())
+		a.sayf("note:   %s %s became %s (%s)", c.GetField(), asked(c.GetRequested().AsDuration()), render.Duration(c.GetGranted()), c.GetLimitedBy())
 	}
+}
+
+// asked writes what somebody asked for, without the part of a second that a deadline in whole seconds lost on the way.
+func asked(d time.Duration) string {
+	if whole := d.Round(time.Minute); (whole - d).Abs() <= time.Second {
+		d = whole
+	}
+	return render.Short(d)
 }
 
 // explain adds to a denial what the profile would have allowed.
