@@ -15,7 +15,10 @@ func FuzzParse(f *testing.F) {
 	f.Add("\ufeffapiVersion: \"stint.dev/v1\"\nkind: >-\n  Role\n? [a]\n: b\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		set, problems := resource.Parse([]resource.File{{Name: "f", YAML: text}}, backends())
-		lines := strings.Count(text, "\n") + 1
+		lines := 1 // by YAML's own breaks
+		for _, br := range []string{"\n", "\r", "\u0085", "\u2028", "\u2029"} {
+			lines += strings.Count(text, br)
+		}
 		for _, p := range problems {
 			if p.At.File != "f" || p.At.Line < 1 || p.At.Line > lines+1 || p.Message == "" {
 				t.Fatalf("problem %q at line %d of %d", p.Message, p.At.Line, lines)

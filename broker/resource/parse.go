@@ -30,6 +30,9 @@ func (s Set) Without(id string, backends Backends) (Set, []Problem) {
 	return parse(rest, nil, backends)
 }
 
+// maxCedar bounds a policy's text: the parser recurses, and a stack is not for an operator's slip to fill.
+const maxCedar = 64 << 10
+
 // header is what every document begins with.
 type header struct {
 	kind        Kind
@@ -162,8 +165,11 @@ func readPolicy(h header, spec *mapping) Policy {
 		if n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0 {
 			p.At.Line++ // the text begins below the indicator
 		}
-		if strings.TrimSpace(p.Cedar) == "" && n.ShortTag() == "!!str" {
+		switch {
+		case strings.TrimSpace(p.Cedar) == "" && n.ShortTag() == "!!str":
 			spec.problem(n, "%s is empty", spec.join("cedar"))
+		case len(p.Cedar) > maxCedar:
+			spec.problem(n, "%s has %d bytes, more than %d; split it", spec.join("cedar"), len(p.Cedar), maxCedar)
 		}
 	}
 	spec.done()
