@@ -81,7 +81,7 @@ func (e *Exporter) Reopen() {
 	}
 }
 
-// Run follows the log until ctx is done, and then returns nil. A fault is logged and tried again.
+// Run follows the log until ctx is done, copies what there is then, and returns nil. A fault is logged and tried again.
 func (e *Exporter) Run(ctx context.Context) error {
 	defer func() { _ = e.close() }() // every round ends with what it wrote written
 	for {
@@ -95,8 +95,18 @@ func (e *Exporter) Run(ctx context.Context) error {
 			}
 		}
 		if !e.wait(ctx, grown, rest) {
+			e.last(ctx)
 			return nil
 		}
+	}
+}
+
+// last copies what came since the latest round: what a broker says as it stops is in the copies too.
+func (e *Exporter) last(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), retryEvery)
+	defer cancel()
+	if err := e.export(ctx); err != nil {
+		e.cfg.Logger.Warn("audit export lacks the newest records; they follow when the broker is back", zap.Int64("index", e.next), zap.Error(err))
 	}
 }
 
