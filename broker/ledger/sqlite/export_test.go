@@ -1,10 +1,17 @@
 package sqlite
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/stint-dev/stint/broker/ledger"
 )
+
+// LimitWAL makes the writer write the WAL back from a number of pages on.
+func LimitWAL(s *Store, pages int64) { s.longWAL = pages }
+
+// WriteBack does once what Run does on its timer.
+func WriteBack(ctx context.Context, s *Store) { s.checkpoint(ctx) }
 
 // LimitPages makes the database full at a number of pages, as a full disk would.
 func LimitPages(r ledger.Rows, pages int) error {

@@ -29,6 +29,8 @@ const (
 type Store struct {
 	path string
 	lock *os.File // nil for a store that only reads
+	// longWAL is how many pages the WAL may have before the writer itself writes it back.
+	longWAL int64
 	// walLong is set when the WAL has grown so much that the writer itself has to write it back.
 	walLong atomic.Bool
 
@@ -50,7 +52,7 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: filepath.Join(dir, File), lock: lock}
+	s := &Store{path: filepath.Join(dir, File), lock: lock, longWAL: longWAL}
 	if err := s.create(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open ledger %s: %w", s.path, err), lock.Close())
 	}

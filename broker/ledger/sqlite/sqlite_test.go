@@ -227,6 +227,40 @@ func TestBackup(t *testing.T) {
 	}
 }
 
+// TestWALStaysShort: a writer that never rests does not let the WAL grow with it.
+func TestWALStaysShort(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, err := sqlite.Open(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const limit = 40
+	sqlite.LimitWAL(s, limit)
+	longest := int64(0)
+	for n := range 200 {
+		tx, err := s.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		sqlite.WriteBack(t.Context(), s) // beside the writer, so that it never sees the end
+		if err = errors.Join(tx.InsertTask(newTask(t, fmt.Sprint("t", n))), tx.Commit()); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(filepath.Join(dir, sqlite.File+"-wal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		longest = max(longest, info.Size())
+	}
+	if longest > 4*limit*4096 {
+		t.Errorf("the WAL grew to %d bytes", longest)
+	}
+	if err = s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestErasedTextIsGone: an erased text is in no file of the ledger once the WAL is written back.
 func TestErasedTextIsGone(t *testing.T) {
 	t.Parallel()
