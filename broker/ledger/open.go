@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/mod/sumdb/note"
@@ -29,6 +30,8 @@ type Config struct {
 	// nil Low is always false.
 	StopIssuingBelow uint64
 	FreeBytes        func() (uint64, error)
+	// Committed is told how long each commit took, its transaction included; nil where nobody asks. It must not block.
+	Committed func(took time.Duration)
 }
 
 // Ledger puts group commit and the audit log on top of a store. Run must be running for Update to make progress.

@@ -129,7 +129,11 @@ func (l *Ledger) group(ctx context.Context, works []*work) error {
 	if len(b.works) == 0 {
 		return nil
 	}
+	began := time.Now()
 	err := l.commit(ctx, b)
+	if l.cfg.Committed != nil {
+		l.cfg.Committed(time.Since(began))
+	}
 	var fatal error
 	switch {
 	case errors.Is(err, audit.ErrFenced):

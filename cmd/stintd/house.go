@@ -69,6 +69,7 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 	if err != nil {
 		return nil, err
 	}
+	metrics := status.NewMetrics(version)
 	l, err := ledger.Open(ctx, ledger.Config{
 		Store: store, Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
 		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), //nolint:gosec // the configuration refuses negative sizes
@@ -77,7 +78,7 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &house{blueprint: b, store: store, ledger: l, admins: admins, metrics: status.NewMetrics(version)}, nil
+	return &house{blueprint: b, store: store, ledger: l, admins: admins, metrics: metrics}, nil
 }
 
 func adminRoles(cfg *config.Config) (*admin.Roles, error) {
