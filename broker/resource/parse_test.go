@@ -229,3 +229,19 @@ func TestLongValuesAreCut(t *testing.T) {
 	equal(t, "problems", problemsOf(t, text),
 		`r.yaml:9: spec.ttl.default must be a duration such as 60s, 15m or 1h, not "`+strings.Repeat("x", 61)+`"…`)
 }
+
+func TestFieldsOfTemplates(t *testing.T) {
+	certificate := `apiVersion: stint.dev/v1
+kind: Role
+metadata: {name: ledger-api}
+spec:
+  backend: stepca/internal
+  certificate: {ends: 1, csr: true}
+  ttl: {max: 15m}
+  deliver:
+    env: {CERT: "{{ .cert_file }}", KEY: "{{ .key_file }}", CA: "{{ .ca_file }}", DIR: "{{ .dir }}", NOT: "{{ .password }}"}
+`
+	equal(t, "certificate", problemsOf(t, certificate),
+		"r.yaml:9: spec.deliver.env.NOT: there is no field password here; known are ca_file, cert_file, dir, key_file")
+	equal(t, "secret", problemsOf(t, strings.Replace(roleDoc, "{{.password}}", "{{ .dir }}", 1)), "")
+}

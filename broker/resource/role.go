@@ -20,7 +20,7 @@ var (
 	paramPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,62}$`)
 	envPattern   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 	filePattern  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$`)
-	fieldPattern = regexp.MustCompile(`\{\{\s*\.([a-z][a-z0-9_]*)\s*\}\}`)
+	fieldPattern = regexp.MustCompile(`\{\{\s*\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}`)
 )
 
 // roleReader reads the spec of one role.
@@ -266,12 +266,16 @@ func (r *roleReader) readDeliver(m *mapping, fields []string) {
 	m.done()
 }
 
-// deliverable returns the fields that templates can use; nil where they are not known beforehand.
+// deliverable returns the fields that templates can use: the credential's folder, and the secret's fields or the
+// certificate's files. nil where they are not known beforehand.
 func deliverable(info plugins.RoleInfo) []string {
-	if info.NeedsCSR {
-		return []string{"cert_file", "key_file", "ca_file", "spiffe_id"}
+	switch {
+	case info.NeedsCSR:
+		return []string{"dir", "cert_file", "key_file", "ca_file"}
+	case len(info.Fields) == 0:
+		return nil
 	}
-	return info.Fields
+	return append([]string{"dir"}, info.Fields...)
 }
 
 // templates reads names and templates. Of the template language only {{ .field }} is accepted. fields nil means that
