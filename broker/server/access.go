@@ -25,7 +25,7 @@ type rule struct {
 	admins []attestor.AdminRole
 	// open methods may also be called without an identity.
 	open bool
-	// ends marks methods that end something: they are never slowed down.
+	// ends marks methods that end something, or keep it from ending: they are never slowed down.
 	ends bool
 }
 

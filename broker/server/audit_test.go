@@ -2,12 +2,14 @@ package server_test
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -70,25 +72,12 @@ func TestProofs(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range list.GetRecords() {
-		inclusion, err := siem.Audit.GetInclusionProof(ctx, &stintv1.GetInclusionProofRequest{Index: r.GetIndex()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := audit.CheckInclusion(checkpoint(t, inclusion.GetCheckpoint()), r.GetIndex(), r.GetJson(), hashes(t, inclusion.GetHashes())); err != nil {
-			t.Errorf("record %d: %v", r.GetIndex(), err)
-		}
-		if r.GetTime().AsTime().Before(time.Now().Add(-time.Hour)) || r.GetEvent() == "" {
-			t.Errorf("record %v", r)
-		}
+		wantIncluded(t, siem, r)
 	}
 	head, err := agent.Audit.GetCheckpoint(ctx, &stintv1.GetCheckpointRequest{})
 	if err != nil || checkpoint(t, head).Size != int64(len(list.GetRecords())) || head.GetSize() != checkpoint(t, head).Size {
 		t.Errorf("head %v, %v; %d records", head, err, len(list.GetRecords()))
 	}
-	_, err = agent.Audit.GetConsistencyProof(ctx, &stintv1.GetConsistencyProofRequest{OldSize: 1 << 40})
-	wantReason(t, err, codes.InvalidArgument, fault.InvalidArgument)
-	_, err = siem.Audit.GetInclusionProof(ctx, &stintv1.GetInclusionProofRequest{Index: 1, Size: 1 << 40})
-	wantReason(t, err, codes.InvalidArgument, fault.InvalidArgument)
 	old, err := siem.Audit.GetInclusionProof(ctx, &stintv1.GetInclusionProofRequest{Index: 0, Size: earlier.Size})
 	if err != nil || old.GetCheckpoint() != nil {
 		t.Fatalf("for an earlier size: %v, %v", old, err)
@@ -96,6 +85,33 @@ func TestProofs(t *testing.T) {
 	if err := audit.CheckInclusion(earlier, 0, list.GetRecords()[0].GetJson(), hashes(t, old.GetHashes())); err != nil {
 		t.Errorf("for an earlier size: %v", err)
 	}
+}
+
+// wantIncluded proves a record.
+func wantIncluded(t *testing.T, c *brokertest.Client, r *stintv1.AuditRecord) {
+	t.Helper()
+	proof, err := c.Audit.GetInclusionProof(t.Context(), &stintv1.GetInclusionProofRequest{Index: r.GetIndex()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := audit.CheckInclusion(checkpoint(t, proof.GetCheckpoint()), r.GetIndex(), r.GetJson(), hashes(t, proof.GetHashes())); err != nil {
+		t.Errorf("record %d: %v", r.GetIndex(), err)
+	}
+	if r.GetTime().AsTime().Before(time.Now().Add(-time.Hour)) || r.GetEvent() == "" {
+		t.Errorf("record %v", r)
+	}
+}
+
+func TestProofsOfWhatIsNotThere(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	siem := h.As(t, "/audit/siem")
+	_, err := siem.Audit.GetConsistencyProof(t.Context(), &stintv1.GetConsistencyProofRequest{OldSize: 1 << 40})
+	wantReason(t, err, codes.InvalidArgument, fault.InvalidArgument)
+	_, err = siem.Audit.GetInclusionProof(t.Context(), &stintv1.GetInclusionProofRequest{Index: 1, Size: 1 << 40})
+	wantReason(t, err, codes.InvalidArgument, fault.InvalidArgument)
+	_, err = siem.Audit.GetReceipt(t.Context(), &stintv1.GetReceiptRequest{Task: "tasks/nobodys"})
+	wantReason(t, err, codes.NotFound, fault.NotFound)
 }
 
 func TestReceiptVerifies(t *testing.T) {
@@ -140,9 +156,9 @@ func TestRecordsInPagesAndAsTheyCome(t *testing.T) {
 	agent.Issue(t, task, "orders-db")
 	var paged, streamed []int64
 	for start := int64(1); ; {
-		page, err := siem.Audit.ListRecords(t.Context(), &stintv1.ListRecordsRequest{Start: start, PageSize: 2})
-		if err != nil {
-			t.Fatal(err)
+		page, pageErr := siem.Audit.ListRecords(t.Context(), &stintv1.ListRecordsRequest{Start: start, PageSize: 2})
+		if pageErr != nil {
+			t.Fatal(pageErr)
 		}
 		for _, r := range page.GetRecords() {
 			paged = append(paged, r.GetIndex())
@@ -152,9 +168,9 @@ func TestRecordsInPagesAndAsTheyCome(t *testing.T) {
 		}
 	}
 	for len(streamed) < len(paged) {
-		r, err := stream.Recv()
-		if err != nil {
-			t.Fatal(err)
+		r, recvErr := stream.Recv()
+		if recvErr != nil {
+			t.Fatal(recvErr)
 		}
 		streamed = append(streamed, r.GetIndex())
 	}
@@ -180,50 +196,67 @@ func TestRecordsInPagesAndAsTheyCome(t *testing.T) {
 func TestResources(t *testing.T) {
 	t.Parallel()
 	h := brokertest.Start(t, brokertest.Config{})
-	ops, agent := h.As(t, "/ops/alice"), h.As(t, "/agent/a")
-	ctx := t.Context()
-	all, err := ops.Admin.ListResources(ctx, &stintv1.ListResourcesRequest{})
-	if err != nil || len(all.GetResources()) != 5 {
-		t.Fatalf("resources %v, %v", all, err)
+	ops := h.As(t, "/ops/oncall").Admin
+	for kind, want := range map[stintv1.ResourceKind]int{
+		stintv1.ResourceKind_RESOURCE_KIND_UNSPECIFIED: 5, stintv1.ResourceKind_RESOURCE_KIND_ROLE: 4,
+		stintv1.ResourceKind_RESOURCE_KIND_PROFILE: 1, stintv1.ResourceKind_RESOURCE_KIND_POLICY: 0,
+	} {
+		got, err := ops.ListResources(t.Context(), &stintv1.ListResourcesRequest{Kind: kind})
+		if err != nil || len(got.GetResources()) != want {
+			t.Errorf("%v: %v, %v", kind, got, err)
+		}
 	}
-	profiles, err := ops.Admin.ListResources(ctx, &stintv1.ListResourcesRequest{Kind: stintv1.ResourceKind_RESOURCE_KIND_PROFILE})
-	if err != nil || len(profiles.GetResources()) != 1 || profiles.GetResources()[0].GetName() != "profiles/agents" {
-		t.Errorf("profiles %v, %v", profiles, err)
-	}
-	role, err := ops.Admin.GetResource(ctx, &stintv1.GetResourceRequest{Name: "roles/orders-db"})
+	role, err := ops.GetResource(t.Context(), &stintv1.GetResourceRequest{Name: "roles/orders-db"})
 	if err != nil || role.GetBackend() != "memory/a" || role.GetExposure().GetMax() == nil || len(role.GetEtag()) != 64 || role.GetSource() != "api" {
 		t.Errorf("role %v, %v", role, err)
 	}
-	_, err = ops.Admin.GetResource(ctx, &stintv1.GetResourceRequest{Name: "roles/nothing"})
+	_, err = ops.GetResource(t.Context(), &stintv1.GetResourceRequest{Name: "roles/nothing"})
 	wantReason(t, err, codes.NotFound, fault.NotFound)
+}
 
-	extra := &stintv1.Document{File: "extra.yaml", Yaml: `
+const extraRole = `
 apiVersion: stint.dev/v1
 kind: Role
 metadata: {name: extra}
 spec: {backend: memory/a, ttl: {max: 5m}}
-`}
-	dry, err := ops.Admin.Apply(ctx, &stintv1.ApplyRequest{Documents: []*stintv1.Document{extra}, DryRun: true})
+`
+
+func TestApply(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	ops := h.As(t, "/ops/alice").Admin
+	extra := []*stintv1.Document{{File: "extra.yaml", Yaml: extraRole}}
+	dry, err := ops.Apply(t.Context(), &stintv1.ApplyRequest{Documents: extra, DryRun: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed, err := ops.Admin.Apply(ctx, &stintv1.ApplyRequest{Documents: []*stintv1.Document{extra}})
+	_, err = ops.GetResource(t.Context(), &stintv1.GetResourceRequest{Name: "roles/extra"})
+	wantReason(t, err, codes.NotFound, fault.NotFound)
+	changed, err := ops.Apply(t.Context(), &stintv1.ApplyRequest{Documents: extra})
 	if err != nil || !cmp.Equal(actions(dry), actions(changed)) || actions(changed)["roles/extra"] != "created" ||
 		actions(changed)["roles/orders-db"] != "unchanged" || len(changed.GetPolicySet()) != 64 {
 		t.Errorf("applied %v (dry %v), %v", changed, dry, err)
 	}
-	_, err = ops.Admin.Apply(ctx, &stintv1.ApplyRequest{Documents: []*stintv1.Document{{File: "bad.yaml", Yaml: "kind: Role\nspec: {}\n"}}})
+	_, err = ops.Apply(t.Context(), &stintv1.ApplyRequest{Documents: []*stintv1.Document{{File: "bad.yaml", Yaml: "kind: Role\nspec: {}\n"}}})
 	wantReason(t, err, codes.InvalidArgument, fault.ResourceInvalid)
+	if fields := detail[errdetails.BadRequest](err).GetFieldViolations(); len(fields) < 2 || !strings.HasPrefix(fields[0].GetField(), "bad.yaml") {
+		t.Errorf("fields %v", fields)
+	}
+}
 
+func TestRemovedRoleEndsWhatItIssued(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	ops, agent := h.As(t, "/ops/alice").Admin, h.As(t, "/agent/a")
 	agent.Issue(t, agent.Declare(t, "orders-db"), "orders-db")
-	_, err = ops.Admin.DeleteResource(ctx, &stintv1.DeleteResourceRequest{Name: "roles/orders-db"})
+	_, err := ops.DeleteResource(t.Context(), &stintv1.DeleteResourceRequest{Name: "roles/orders-db"})
 	wantReason(t, err, codes.InvalidArgument, fault.ResourceInvalid) // the profile names it
-	pruned, err := ops.Admin.Apply(ctx, &stintv1.ApplyRequest{Documents: []*stintv1.Document{extra}, Prune: true})
+	pruned, err := ops.Apply(t.Context(), &stintv1.ApplyRequest{Documents: []*stintv1.Document{{Yaml: extraRole}}, Prune: true})
 	if err != nil || actions(pruned)["roles/orders-db"] != "deleted" {
 		t.Fatalf("pruned %v, %v", pruned, err)
 	}
 	brokertest.Eventually(t, "what the removed role issued ends", func() bool { return len(h.Memory.Alive()) == 0 })
-	gone, err := ops.Admin.DeleteResource(ctx, &stintv1.DeleteResourceRequest{Name: "roles/extra"})
+	gone, err := ops.DeleteResource(t.Context(), &stintv1.DeleteResourceRequest{Name: "roles/extra"})
 	if err != nil || gone.GetLeasesEnding() != 0 {
 		t.Errorf("deleted %v, %v", gone, err)
 	}

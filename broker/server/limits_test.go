@@ -88,7 +88,7 @@ func TestOversizeMessage(t *testing.T) {
 	if status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("over mTLS: %v", err)
 	}
-	if _, err := h.Local(t).Admin.Apply(t.Context(), big); err != nil {
+	if _, err = h.Local(t).Admin.Apply(t.Context(), big); err != nil {
 		t.Errorf("at the admin socket: %v", err)
 	}
 	_, err = h.WithToken(t, h.Token(t, "/agent/a")).Credentials.IssueCredential(t.Context(), &stintv1.IssueCredentialRequest{
