@@ -40,9 +40,14 @@ func TestScripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			t.Parallel()
 			b := agenttest.Start(t, agenttest.Config{})
+			receipts, doc := writeReceipts(t)
+			b.SetReceipt(doc)
 			testscript.Run(t, testscript.Params{
 				Files: []string{file}, RequireExplicitExec: true, RequireUniqueNames: true,
-				Setup: func(env *testscript.Env) error { return setup(env, b) },
+				Setup: func(env *testscript.Env) error {
+					env.Setenv("RECEIPTS", receipts)
+					return setup(env, b)
+				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"end":        func(ts *testscript.TestScript, _ bool, args []string) { end(t, ts, b, args) },
 					"hold":       func(*testscript.TestScript, bool, []string) { b.HoldTeardown() },

@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/experimental"
@@ -21,9 +22,13 @@ const (
 	maxReceive  = 16 << 20 // a receipt of a long task is the largest answer
 	pingAfter   = 30 * time.Second
 	pingTimeout = 10 * time.Second
-	userAgent   = "stint-go"
-	unixPrefix  = "unix:"
-	alertWait   = 100 * time.Millisecond
+
+	firstReconnect = 100 * time.Millisecond
+	lastReconnect  = 3 * time.Second
+	connectTimeout = 10 * time.Second
+	userAgent      = "stint-go"
+	unixPrefix     = "unix:"
+	alertWait      = 100 * time.Millisecond
 )
 
 // identity is what the client proves itself with and trusts.
@@ -43,6 +48,7 @@ func dial(o options, id identity, log *checkpoints) (*grpc.ClientConn, error) {
 	opts := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithUserAgent(userAgent),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect(), MinConnectTimeout: connectTimeout}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceive)),
 		experimental.WithBufferPool(clearing{mem.DefaultBufferPool()}),
@@ -56,6 +62,12 @@ func dial(o options, id identity, log *checkpoints) (*grpc.ClientConn, error) {
 		return nil, fmt.Errorf("%w %q: %w", ErrNoAddress, o.addr, err)
 	}
 	return conn, nil
+}
+
+// reconnect is how long to wait between attempts to connect: far less than the shortest usual idle timeout, or a broker
+// that is back after minutes would close tasks whose agents still wait (gRPC's own goes up to two minutes).
+func reconnect() backoff.Config {
+	return backoff.Config{BaseDelay: firstReconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: lastReconnect}
 }
 
 // clearing is a buffer pool that forgets: receive buffers hold secrets.

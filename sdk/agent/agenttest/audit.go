@@ -150,3 +150,12 @@ func (s *auditService) StreamRecords(req *stintv1.StreamRecordsRequest, stream g
 	}
 	return nil
 }
+
+func (s *auditService) GetReceipt(ctx context.Context, req *stintv1.GetReceiptRequest) (*stintv1.Receipt, error) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if _, err := s.b.own(ctx, req.GetTask()); err != nil {
+		return nil, err
+	}
+	return &stintv1.Receipt{Json: s.b.receipt}, nil
+}

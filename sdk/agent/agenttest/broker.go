@@ -60,6 +60,7 @@ type Broker struct {
 	resources []*stintv1.Resource
 	changed   chan struct{} // closed at every change
 	hold      bool
+	receipt   []byte
 	faults    []error // handed out first, by calls that have a request ID
 	calls     map[string]int
 }
@@ -149,6 +150,13 @@ func (b *Broker) Fail(errs ...error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.faults = append(b.faults, errs...)
+}
+
+// SetReceipt makes the broker answer with this document to whoever asks for the receipt of a task.
+func (b *Broker) SetReceipt(doc []byte) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.receipt = doc
 }
 
 // HoldTeardown makes tasks stay CLOSING until ReleaseTeardown.
