@@ -74,6 +74,7 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 		Store: store, Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
 		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), //nolint:gosec // the configuration refuses negative sizes
 		FreeBytes:        store.FreeBytes,
+		Committed:        metrics.ObserveCommit,
 	})
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
