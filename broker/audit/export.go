@@ -66,6 +66,9 @@ type exportedCheckpoint struct {
 // NewExporter opens the files, made with mode 0600 where they are not there, and finds where they left off. A torn last
 // line, as a crash leaves it, is cut.
 func NewExporter(cfg ExportConfig) (*Exporter, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
 	e := &Exporter{cfg: cfg, reopen: make(chan struct{}, 1)}
 	if err := e.open(); err != nil {
 		return nil, err

@@ -71,6 +71,15 @@ func LoadKey(path string) (Key, error) {
 	return key, nil
 }
 
+// ParseVerifier reads the public part of a key: <name>+<hash>+<base64> (C2SP signed-note).
+func ParseVerifier(text string) (note.Verifier, error) {
+	v, err := note.NewVerifier(text)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %q is no verifier key of the form <name>+<hash>+<base64>: %w", ErrKey, text, err)
+	}
+	return v, nil
+}
+
 // parseKey reads a private key and derives the public one from its seed.
 func parseKey(skey string) (Key, error) {
 	signer, err := note.NewSigner(skey)

@@ -13,6 +13,10 @@ import (
 // ReceiptFormat is the format of receipts, in their first field. docs/receipts.md describes it.
 const ReceiptFormat = "stint-receipt/1"
 
+// ManifestText is the field of Record.Texts in which a declaration may carry its manifest's bytes. A receipt then shows
+// them, and VerifyReceipt holds them against the manifest's hash in the record.
+const ManifestText = "manifest"
+
 // ErrNoRecords means that the log holds nothing about the task.
 var ErrNoRecords = errors.New("no records of the task")
 

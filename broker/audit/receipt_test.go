@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
 )
 
@@ -70,6 +72,22 @@ func TestReceiptOfAnOpenTask(t *testing.T) {
 	rep, err := audit.VerifyReceipt(doc, key.Text)
 	if err != nil || rep.Closed || rep.Open() != 2 {
 		t.Errorf("closed %v, open %d: %v", rep.Closed, rep.Open(), err)
+	}
+}
+
+func TestReceiptShowsTheManifest(t *testing.T) {
+	t.Parallel()
+	const manifest = `{"agent":"spiffe://example.org/agent/eu1"}`
+	for shown, good := range map[string]bool{manifest: true, manifest + " ": false} {
+		doc, key := receiptOf(t, func(r []audit.Record) []audit.Record {
+			hash := task.Hash(sha256.Sum256([]byte(manifest)))
+			r[1].Manifest = &hash
+			r[1].Texts = map[string]string{audit.ManifestText: shown}
+			return r
+		})
+		if _, err := audit.VerifyReceipt(doc, key.Text); (err == nil) != good {
+			t.Errorf("manifest %q shown: %v", shown, err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -11,8 +12,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-
-	"golang.org/x/mod/sumdb/note"
 
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
@@ -25,9 +24,9 @@ import (
 // It proves that each record is in the log that the key signed. It cannot prove that the log holds no further record of
 // the task; of a closed task, the number of leases and the kinds of proof are held against the closing record's own.
 func VerifyReceipt(doc []byte, verifierKey string) (Report, error) {
-	v, err := note.NewVerifier(verifierKey)
+	v, err := ParseVerifier(verifierKey)
 	if err != nil {
-		return Report{}, fmt.Errorf("verifier key: %w", err)
+		return Report{}, err
 	}
 	var rep Report
 	var d receipt
@@ -137,6 +136,8 @@ func (r *Report) checkText(index int64, rec *Record, t receiptText) {
 		r.fault(index, "the salt of the text %q is not 32 bytes in base64", t.Field)
 	case HashOf([32]byte(salt), t.Text) != want:
 		r.fault(index, "the text %q is not what was hashed", t.Field)
+	case t.Field == ManifestText && rec.Manifest != nil && sha256.Sum256([]byte(t.Text)) != *rec.Manifest:
+		r.fault(index, "the manifest shown is not the one that was declared")
 	}
 }
 

@@ -45,9 +45,9 @@ type logVerifier struct {
 // VerifyLog recomputes a whole log from its records and holds it against its stored hashes, its signed checkpoint and the
 // checkpoints that are known. It says which record is wrong. The error is a *Faults where the log is at fault.
 func VerifyLog(ctx context.Context, r Reader, check LogCheck) (LogReport, error) {
-	v, err := note.NewVerifier(check.VerifierKey)
+	v, err := ParseVerifier(check.VerifierKey)
 	if err != nil {
-		return LogReport{}, fmt.Errorf("verifier key: %w", err)
+		return LogReport{}, err
 	}
 	head, err := r.Head()
 	if err != nil {

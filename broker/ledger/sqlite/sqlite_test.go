@@ -239,17 +239,17 @@ func TestWALStaysShort(t *testing.T) {
 	sqlite.LimitWAL(s, limit)
 	longest := int64(0)
 	for n := range 200 {
-		tx, err := s.Begin(t.Context())
-		if err != nil {
-			t.Fatal(err)
+		tx, berr := s.Begin(t.Context())
+		if berr != nil {
+			t.Fatal(berr)
 		}
 		sqlite.WriteBack(t.Context(), s) // beside the writer, so that it never sees the end
 		if err = errors.Join(tx.InsertTask(newTask(t, fmt.Sprint("t", n))), tx.Commit()); err != nil {
 			t.Fatal(err)
 		}
-		info, err := os.Stat(filepath.Join(dir, sqlite.File+"-wal"))
-		if err != nil {
-			t.Fatal(err)
+		info, serr := os.Stat(filepath.Join(dir, sqlite.File+"-wal"))
+		if serr != nil {
+			t.Fatal(serr)
 		}
 		longest = max(longest, info.Size())
 	}
