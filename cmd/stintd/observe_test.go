@@ -123,6 +123,20 @@ func (s *site) ledger(tb testing.TB) records {
 	return out
 }
 
+// errNotYet makes eventually go on.
+var errNotYet = errors.New("not yet")
+
+// intent returns nil when there is a lease in state INTENT of a role.
+func (s *site) intent(tb testing.TB, role string) error {
+	tb.Helper()
+	for _, l := range s.ledger(tb).leases {
+		if l.Role == role && l.State == lease.Intent {
+			return nil
+		}
+	}
+	return fmt.Errorf("no intent of %s: %w", role, errNotYet)
+}
+
 // record returns the first record of an event in the copy of the audit log that fits, waiting for it.
 func (s *site) record(tb testing.TB, parts ...string) string {
 	tb.Helper()
