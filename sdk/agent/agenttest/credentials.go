@@ -72,7 +72,7 @@ func (b *Broker) issue(task *stintv1.Task, grant *stintv1.Grant, req *stintv1.Is
 	info := role(req.GetRole())
 	answer := &stintv1.IssueCredentialResponse{Lease: lease, Delivery: info.GetDelivery()}
 	if info.GetNeedsCsr() {
-		lease.Backend, lease.PublicRef, lease.UncheckedUntil = "stepca/internal", "CN=eu1", lease.GetNotAfter()
+		lease.Backend, lease.PublicRef = "stepca/internal", "CN=eu1"
 		certificate, err := b.authority.sign(req.GetCsr(), id, task, end)
 		if err != nil {
 			return nil, Refusal(codes.InvalidArgument, "CSR_INVALID", err.Error(), nil)

@@ -83,6 +83,9 @@ func (b *Broker) revoke(lease *stintv1.Lease) {
 	}
 	lease.State, lease.RevokedAt = stintv1.LeaseState_LEASE_STATE_REVOKED, timestamppb.Now()
 	lease.UsableUntil = lease.GetRevokedAt()
+	if lease.GetExposure().GetUntilExpiry() {
+		lease.UncheckedUntil = lease.GetNotAfter()
+	}
 	lease.Proof, lease.ProofDetail = "read_back", "Vault: invalid lease; token gone"
 	b.authority.revoke(lease)
 }

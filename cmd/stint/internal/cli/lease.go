@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stint-dev/stint/cmd/stint/internal/render"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -59,12 +60,21 @@ func leasesTable(w io.Writer, leases []*stintv1.Lease, now time.Time) error {
 			expires = "-"
 		}
 		note := ""
-		if l.GetUncheckedUntil() != nil && l.GetUncheckedUntil().AsTime().After(now) {
-			note = "* without CRL: " + render.Until(l.GetUncheckedUntil(), now)
+		if until := unchecked(l); until.AsTime().After(now) {
+			note = "* without CRL: " + render.Until(until, now)
 		}
 		t.Row(bareLease(l.GetName()), l.GetRole(), l.GetBackend(), word, expires, exposure(l.GetExposure()), l.GetPublicRef(), note)
 	}
 	return t.Write(w)
+}
+
+// unchecked is until when those who check no revocation accept what was issued; nil where that makes no difference. The
+// broker states it with the proof of the end; before, it is the credential's own end.
+func unchecked(l *stintv1.Lease) *timestamppb.Timestamp {
+	if l.GetUncheckedUntil() == nil && l.GetRevokedAt() == nil && l.GetExposure().GetUntilExpiry() {
+		return l.GetNotAfter()
+	}
+	return l.GetUncheckedUntil()
 }
 
 func (a *app) leaseGet() *cobra.Command {

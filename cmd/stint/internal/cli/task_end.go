@@ -134,8 +134,10 @@ func (a *app) closedTable(w io.Writer, answer closing) error {
 	for _, l := range answer.GetLeases() {
 		t.Row(l.GetRole(), l.GetBackend(), endState(l, task), endDetail(l, now))
 	}
-	t.Row(closedLine(answer, now))
 	if err := t.Write(w); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w, render.Clean(closedLine(answer, now))); err != nil {
 		return err
 	}
 	if task.GetState() != stintv1.TaskState_TASK_STATE_CLOSED {

@@ -119,14 +119,14 @@ func taskExposure(task *stintv1.Task, leases []*stintv1.Lease, now time.Time) st
 		}
 	}
 	bounded := render.Short(worst)
-	var unchecked []string
+	var longer []string
 	for _, l := range leases {
-		if l.GetUncheckedUntil() != nil && l.GetUncheckedUntil().AsTime().After(now) {
-			unchecked = append(unchecked, l.GetRole()+" until "+render.Clock(l.GetUncheckedUntil(), now))
+		if until := unchecked(l); until.AsTime().After(now) {
+			longer = append(longer, l.GetRole()+" until "+render.Clock(until, now))
 		}
 	}
-	if len(unchecked) > 0 {
-		bounded += " for services that read the CRL, else " + strings.Join(unchecked, ", ")
+	if len(longer) > 0 {
+		bounded += " for services that read the CRL, else " + strings.Join(longer, ", ")
 	}
 	return strings.Join(append([]string{bounded}, out...), "; ")
 }
