@@ -18,6 +18,8 @@ import (
 
 // carryOut runs the steps of an issue in the one order that loses nothing.
 func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
+	ctx, cancel := context.WithDeadline(ctx, is.deadline)
+	defer cancel()
 	preparer, prepares := is.backend.(plugins.Preparer)
 	if prepares {
 		prepared, err := preparer.Prepare(ctx, is.request)

@@ -68,13 +68,10 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	}
 	is.lease.RequestID, is.lease.RequestHash, is.request.CSR = req.RequestID, hash, req.CSR
 	// The call goes on when the caller goes away: what it may bring to life has to be recorded either way.
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), is.deadline)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	out, err := b.carryOut(ctx, is)
 	if errors.Is(err, ledger.ErrExists) { // the same request on another connection was faster
-		if _, _, again, err = b.openIssue(ctx, c, req); err == nil && again != nil {
-			return b.fromLease(again), nil
-		}
+		return b.overtaken(ctx, c, req)
 	}
 	if err != nil {
 		return Issued{}, b.issueFault(ctx, is, denied, err)
@@ -82,6 +79,15 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	out.Clamps = decision.Clamps()
 	b.meter.Issued(out.Lease.Backend, out.Lease.Role)
 	return out, nil
+}
+
+// overtaken answers a request whose lease another connection has made.
+func (b *Broker) overtaken(ctx context.Context, c Caller, req IssueRequest) (Issued, error) {
+	_, _, again, err := b.openIssue(ctx, c, req)
+	if err == nil && again == nil {
+		err = fault.New(fault.AlreadyIssued, "the same request is being answered on another connection; ask again").Retry(backendRetry)
+	}
+	return b.fromLease(again), err
 }
 
 // openIssue reads the task, and the lease that the same request made before.
@@ -212,6 +218,8 @@ func newIssue(c Caller, t task.Task, d policy.Decision, backend plugins.Backend,
 
 // issueFault turns what went wrong into what the caller sees. Causes of backends go to the log, under the request ID.
 func (b *Broker) issueFault(ctx context.Context, is *issue, d denial, err error) error {
+	ctx, cancel := context.WithTimeout(ctx, IssueTimeout) // a call that hung has used up its own
+	defer cancel()
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return b.deny(ctx, is.caller, d, f)
 	}

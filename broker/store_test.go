@@ -1,0 +1,139 @@
+package broker_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/ledger/sqlite"
+)
+
+// step is where a write transaction can be made to fail.
+type step string
+
+const (
+	atBegin  step = "begin"  // the database does not begin
+	atLog    step = "log"    // the audit log cannot be written: the disk is full
+	atCommit step = "commit" // the commit fails, and nothing was written
+	atAnswer step = "answer" // the commit fails although all was written
+	atReopen step = "reopen" // the database does not come back
+)
+
+var errDisk = errors.New("no space left on device")
+
+// store is the real store, whose write transactions a test makes fail.
+type store struct {
+	*sqlite.Store
+
+	mu      sync.Mutex // guards all below
+	plan    map[step][]bool
+	broken  map[step]bool
+	commits int
+	full    bool
+}
+
+// failNth makes the nth transaction from now on, counted from 1, fail at a step.
+func (s *store) failNth(at step, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.plan == nil {
+		s.plan = map[step][]bool{}
+	}
+	s.plan[at] = append(make([]bool, n-1), true)
+}
+
+// fail makes every transaction fail at a step, or lets them pass again.
+func (s *store) fail(at step, yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken == nil {
+		s.broken = map[step]bool{}
+	}
+	s.broken[at] = yes
+}
+
+// fill fills the disk nearly up, or makes room.
+func (s *store) fill(yes bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = yes
+}
+
+// count returns how many transactions were committed since it was last asked.
+func (s *store) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.commits
+	s.commits = 0
+	return n
+}
+
+// hit says whether a transaction fails at a step.
+func (s *store) hit(at step) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.broken[at] {
+		return true
+	}
+	plan := s.plan[at]
+	if len(plan) == 0 {
+		return false
+	}
+	s.plan[at] = plan[1:]
+	return plan[0]
+}
+
+func (s *store) FreeBytes() (uint64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.full {
+		return 0, nil
+	}
+	return 1 << 40, nil
+}
+
+func (s *store) Begin(ctx context.Context) (ledger.StoreTx, error) {
+	if s.hit(atBegin) {
+		return nil, errDisk
+	}
+	tx, err := s.Store.Begin(ctx)
+	return &storeTx{StoreTx: tx, store: s}, err
+}
+
+func (s *store) Reopen(ctx context.Context) error {
+	if s.hit(atReopen) {
+		return errDisk
+	}
+	return s.Store.Reopen(ctx)
+}
+
+// storeTx is a write transaction of a store.
+type storeTx struct {
+	ledger.StoreTx
+
+	store *store
+}
+
+func (t *storeTx) PutLog(a ledger.LogAppend) error {
+	if t.store.hit(atLog) {
+		return errDisk
+	}
+	return t.StoreTx.PutLog(a)
+}
+
+func (t *storeTx) Commit() error {
+	if t.store.hit(atCommit) {
+		return errors.Join(errDisk, t.Rollback())
+	}
+	if err := t.StoreTx.Commit(); err != nil {
+		return err
+	}
+	t.store.mu.Lock()
+	t.store.commits++
+	t.store.mu.Unlock()
+	if t.store.hit(atAnswer) {
+		return errDisk
+	}
+	return nil
+}
