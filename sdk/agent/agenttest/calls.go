@@ -88,6 +88,11 @@ func invalid(field, problem string) error {
 		&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field, Description: problem}}})
 }
 
+// noAgent is what administrators get where only agents have something.
+func noAgent() error {
+	return Refusal(codes.PermissionDenied, "NO_PROFILE", "this caller administers and is no agent", nil)
+}
+
 func notFound(name string) error {
 	return Refusal(codes.NotFound, "NOT_FOUND", "there is no "+name+", or it is somebody else's", nil)
 }

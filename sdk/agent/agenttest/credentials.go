@@ -110,6 +110,9 @@ func (s *credentialService) GetLease(ctx context.Context, req *stintv1.GetLeaseR
 }
 
 func (s *credentialService) ListLeases(ctx context.Context, req *stintv1.ListLeasesRequest) (*stintv1.ListLeasesResponse, error) {
+	if caller(ctx) == localCaller {
+		return nil, noAgent()
+	}
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	name := ""

@@ -65,14 +65,15 @@ func (b *Broker) close(task *stintv1.Task, why stintv1.CloseReason) {
 
 // finish ends every lease of a task, and the task.
 func (b *Broker) finish(task *stintv1.Task) {
+	task.Teardown.ByProof = map[string]int32{}
 	for _, lease := range b.leases {
 		if lease.GetTask() == task.GetName() {
 			b.revoke(lease)
 			task.Teardown.Final++
+			task.Teardown.ByProof[lease.GetProof()]++
 		}
 	}
 	task.State, task.ClosedTime = stintv1.TaskState_TASK_STATE_CLOSED, timestamppb.New(time.Now())
-	task.Teardown.ByProof = map[string]int32{"read_back": task.GetTeardown().GetFinal()}
 	b.log.append(`{"event":"task.closed","task":"` + task.GetName() + `"}`)
 }
 
@@ -83,10 +84,10 @@ func (b *Broker) revoke(lease *stintv1.Lease) {
 	}
 	lease.State, lease.RevokedAt = stintv1.LeaseState_LEASE_STATE_REVOKED, timestamppb.Now()
 	lease.UsableUntil = lease.GetRevokedAt()
-	if lease.GetExposure().GetUntilExpiry() {
-		lease.UncheckedUntil = lease.GetNotAfter()
-	}
 	lease.Proof, lease.ProofDetail = "read_back", "Vault: invalid lease; token gone"
+	if lease.GetExposure().GetUntilExpiry() {
+		lease.UncheckedUntil, lease.Proof, lease.ProofDetail = lease.GetNotAfter(), "crl", "CRL 418"
+	}
 	b.authority.revoke(lease)
 }
 

@@ -207,6 +207,9 @@ func (s *taskService) GetTask(ctx context.Context, req *stintv1.GetTaskRequest) 
 }
 
 func (s *taskService) ListTasks(ctx context.Context, _ *stintv1.ListTasksRequest) (*stintv1.ListTasksResponse, error) {
+	if caller(ctx) == localCaller {
+		return nil, noAgent()
+	}
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	answer := &stintv1.ListTasksResponse{}

@@ -30,7 +30,7 @@ func (a *app) leaseList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			f := leaseFilter{everybody: all || stuck || a.flags.adminSocket != "", states: wanted, stuck: stuck}
+			f := leaseFilter{everybody: all || stuck, states: wanted, stuck: stuck}
 			if task != "" {
 				f.task = taskName(task)
 			}
@@ -42,7 +42,7 @@ func (a *app) leaseList() *cobra.Command {
 		}),
 	}
 	cmd.Flags().StringVar(&task, "task", "", "only those of this task")
-	cmd.Flags().BoolVar(&all, "all", false, "everybody's, for operators")
+	cmd.Flags().BoolVar(&all, "all", false, "everybody's; what operators get in any case")
 	cmd.Flags().BoolVar(&stuck, "stuck", false, "everybody's whose end is overdue, for operators")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only these: intent, active, revoking, revoked, lapsing, lapsed, disclosed")
 	return cmd
@@ -83,22 +83,13 @@ func (a *app) leaseGet() *cobra.Command {
 		RunE: a.with(func(ctx context.Context, s session, args []string) error {
 			ctx, cancel := a.call(ctx)
 			defer cancel()
-			lease, err := s.findLease(ctx, args[0])
+			lease, err := s.Credentials().GetLease(ctx, &stintv1.GetLeaseRequest{Name: leaseName(args[0])})
 			if err != nil {
 				return err
 			}
 			return a.show(lease, func(w io.Writer) error { return leaseTable(w, lease, time.Now()) })
 		}),
 	}
-}
-
-// findLease returns one of the caller's leases; on the admin socket anybody's.
-func (s session) findLease(ctx context.Context, text string) (*stintv1.Lease, error) {
-	if s.app.flags.adminSocket == "" {
-		return s.Credentials().GetLease(ctx, &stintv1.GetLeaseRequest{Name: leaseName(text)})
-	}
-	answer, err := s.Admin().WhoIs(ctx, &stintv1.WhoIsRequest{Query: bareLease(text)})
-	return answer.GetLease(), err
 }
 
 func leaseTable(w io.Writer, l *stintv1.Lease, now time.Time) error {

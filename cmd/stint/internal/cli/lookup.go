@@ -3,8 +3,6 @@ package cli
 import (
 	"context"
 
-	"google.golang.org/grpc/codes"
-
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 	"github.com/stint-dev/stint/sdk/agent"
 )
@@ -18,19 +16,24 @@ type taskFilter struct {
 	agent     string
 }
 
-// listTasks reads all pages.
+// listTasks reads all pages: the caller's own tasks, or everybody's where that was asked for or the caller is no agent.
 func (s session) listTasks(ctx context.Context, f taskFilter) ([]*stintv1.Task, error) {
-	return pages(func(token string) ([]*stintv1.Task, string, error) {
-		call, cancel := s.app.call(ctx)
-		defer cancel()
-		if f.everybody {
+	return ownOrAll(f.everybody, func() ([]*stintv1.Task, error) {
+		return pages(func(token string) ([]*stintv1.Task, string, error) {
+			call, cancel := s.app.call(ctx)
+			defer cancel()
+			answer, err := s.Tasks().ListTasks(call, &stintv1.ListTasksRequest{PageSize: pageSize, PageToken: token, States: f.states})
+			return answer.GetTasks(), answer.GetNextPageToken(), err
+		})
+	}, func() ([]*stintv1.Task, error) {
+		return pages(func(token string) ([]*stintv1.Task, string, error) {
+			call, cancel := s.app.call(ctx)
+			defer cancel()
 			answer, err := s.Admin().ListAllTasks(call, &stintv1.ListAllTasksRequest{
 				PageSize: pageSize, PageToken: token, States: f.states, Agent: f.agent,
 			})
 			return answer.GetTasks(), answer.GetNextPageToken(), err
-		}
-		answer, err := s.Tasks().ListTasks(call, &stintv1.ListTasksRequest{PageSize: pageSize, PageToken: token, States: f.states})
-		return answer.GetTasks(), answer.GetNextPageToken(), err
+		})
 	})
 }
 
@@ -42,21 +45,46 @@ type leaseFilter struct {
 	stuck     bool
 }
 
+// listLeases is listTasks for leases.
 func (s session) listLeases(ctx context.Context, f leaseFilter) ([]*stintv1.Lease, error) {
-	return pages(func(token string) ([]*stintv1.Lease, string, error) {
-		call, cancel := s.app.call(ctx)
-		defer cancel()
-		if f.everybody {
+	return ownOrAll(f.everybody, func() ([]*stintv1.Lease, error) {
+		return pages(func(token string) ([]*stintv1.Lease, string, error) {
+			call, cancel := s.app.call(ctx)
+			defer cancel()
+			answer, err := s.Credentials().ListLeases(call, &stintv1.ListLeasesRequest{
+				Task: f.task, PageSize: pageSize, PageToken: token, States: f.states,
+			})
+			return answer.GetLeases(), answer.GetNextPageToken(), err
+		})
+	}, func() ([]*stintv1.Lease, error) {
+		return pages(func(token string) ([]*stintv1.Lease, string, error) {
+			call, cancel := s.app.call(ctx)
+			defer cancel()
 			answer, err := s.Admin().ListAllLeases(call, &stintv1.ListAllLeasesRequest{
 				PageSize: pageSize, PageToken: token, States: f.states, Task: f.task, Stuck: f.stuck,
 			})
 			return answer.GetLeases(), answer.GetNextPageToken(), err
-		}
-		answer, err := s.Credentials().ListLeases(call, &stintv1.ListLeasesRequest{
-			Task: f.task, PageSize: pageSize, PageToken: token, States: f.states,
 		})
-		return answer.GetLeases(), answer.GetNextPageToken(), err
 	})
+}
+
+// ownOrAll lists the caller's own things, and everybody's where a flag says so or the caller turns out to be an
+// administrator, who has none of its own.
+//
+//nolint:revive // the flag is the person's decision
+func ownOrAll[T any](everybody bool, own, all func() ([]T, error)) ([]T, error) {
+	if everybody {
+		return all()
+	}
+	items, err := own()
+	if agent.ReasonOf(err) != stintv1.Reason_REASON_NO_PROFILE {
+		return items, err
+	}
+	items, allErr := all()
+	if agent.ReasonOf(allErr) == stintv1.Reason_REASON_ADMIN_ROLE_REQUIRED {
+		return nil, err
+	}
+	return items, allErr
 }
 
 // pages calls until there is no next page.
@@ -73,26 +101,4 @@ func pages[T any](page func(token string) ([]T, string, error)) ([]T, error) {
 		}
 		token = next
 	}
-}
-
-// findTask returns one of the caller's tasks; on the admin socket anybody's.
-func (s session) findTask(ctx context.Context, text string) (*stintv1.Task, error) {
-	name := taskName(text)
-	if s.app.flags.adminSocket == "" {
-		return s.Tasks().GetTask(ctx, &stintv1.GetTaskRequest{Name: name})
-	}
-	tasks, err := s.listTasks(ctx, taskFilter{everybody: true})
-	if err != nil {
-		return nil, err
-	}
-	for _, task := range tasks {
-		if task.GetName() == name || taskName(task.GetShortName()) == name {
-			return task, nil
-		}
-	}
-	return nil, &agent.Error{Code: codes.NotFound, Reason: stintv1.Reason_REASON_NOT_FOUND, Message: "there is no task " + text}
-}
-
-func (s session) leasesOf(ctx context.Context, task string) ([]*stintv1.Lease, error) {
-	return s.listLeases(ctx, leaseFilter{everybody: s.app.flags.adminSocket != "", task: task})
 }

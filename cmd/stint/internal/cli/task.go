@@ -135,7 +135,11 @@ func (a *app) declaredTable(w io.Writer, answer *stintv1.DeclareTaskResponse) er
 
 func (a *app) sayClamps(clamps []*stintv1.Clamp) {
 	for _, c := range clamps {
-		a.sayf("note:   %s %s became %s (%s)", c.GetField(), asked(c.GetRequested().AsDuration()), render.Duration(c.GetGranted()), c.GetLimitedBy())
+		field := c.GetField()
+		if field == "not_after" { // what the SDK makes of --ttl
+			field = "ttl"
+		}
+		a.sayf("note:   %s %s became %s (%s)", field, asked(c.GetRequested().AsDuration()), render.Duration(c.GetGranted()), c.GetLimitedBy())
 	}
 }
 
@@ -174,11 +178,11 @@ func (a *app) taskGet() *cobra.Command {
 		RunE: a.with(func(ctx context.Context, s session, args []string) error {
 			ctx, cancel := a.call(ctx)
 			defer cancel()
-			task, err := s.findTask(ctx, args[0])
+			task, err := s.Tasks().GetTask(ctx, &stintv1.GetTaskRequest{Name: taskName(args[0])})
 			if err != nil {
 				return err
 			}
-			leases, err := s.leasesOf(ctx, task.GetName())
+			leases, err := s.listLeases(ctx, leaseFilter{task: task.GetName()})
 			if err != nil {
 				return err
 			}
@@ -198,14 +202,14 @@ func (a *app) taskList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			tasks, err := s.listTasks(ctx, taskFilter{everybody: all || who != "" || a.flags.adminSocket != "", states: wanted, agent: who})
+			tasks, err := s.listTasks(ctx, taskFilter{everybody: all || who != "", states: wanted, agent: who})
 			if err != nil {
 				return err
 			}
 			return a.show(&stintv1.ListTasksResponse{Tasks: tasks}, func(w io.Writer) error { return tasksTable(w, tasks, time.Now()) })
 		}),
 	}
-	cmd.Flags().BoolVar(&all, "all", false, "everybody's, for operators")
+	cmd.Flags().BoolVar(&all, "all", false, "everybody's; what operators get in any case")
 	cmd.Flags().StringVar(&who, "agent", "", "only this agent's, for operators")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only these: active, closing, closed")
 	return cmd

@@ -114,7 +114,7 @@ func (s session) progress(ctx context.Context, task string) (stop func()) {
 func (s session) final(ctx context.Context, name string) string {
 	call, cancel := context.WithTimeout(ctx, progressAfter)
 	defer cancel()
-	task, err := s.findTask(call, name)
+	task, err := s.Tasks().GetTask(call, &stintv1.GetTaskRequest{Name: name})
 	if err != nil {
 		return ""
 	}
@@ -168,8 +168,8 @@ func endDetail(l *stintv1.Lease, now time.Time) string {
 	if text != "" && l.GetRevokedAt() != nil {
 		text += ", " + l.GetRevokedAt().AsTime().Format("15:04:05.000Z")
 	}
-	if l.GetUncheckedUntil() != nil && l.GetUncheckedUntil().AsTime().After(now) {
-		text += "; services that read no CRL accept it until " + render.Clock(l.GetUncheckedUntil(), now)
+	if until := unchecked(l); text != "" && until.AsTime().After(now) {
+		text += "; services that read no CRL accept it until " + render.Clock(until, now)
 	}
 	if l.GetLastError() != "" && l.GetRevokedAt() == nil {
 		text = fmt.Sprintf("attempt %d: %s; again in %s", l.GetAttempts(), l.GetLastError(), render.Until(l.GetNextAttempt(), now))
@@ -184,14 +184,7 @@ func endDetail(l *stintv1.Lease, now time.Time) string {
 func closedLine(answer closing, now time.Time) string {
 	task := answer.GetTask()
 	sum := task.GetTeardown()
-	proofs := sum.GetByProof()
-	ended := []string{fmt.Sprintf("%d revoked and read back", proofs["read_back"])}
-	for _, kind := range []string{"crl", "lapsed", "swept", "lost_at_backend", "not_issued"} {
-		if n := proofs[kind]; n > 0 {
-			ended = append(ended, fmt.Sprintf("%d %s", n, strings.ReplaceAll(kind, "_", " ")))
-		}
-	}
-	ended = append(ended, fmt.Sprintf("%d disclosed", proofs["disclosed"]), fmt.Sprintf("%d stuck", sum.GetStuck()))
+	ended := append(ends(sum), fmt.Sprintf("%d disclosed", sum.GetByProof()["disclosed"]), fmt.Sprintf("%d stuck", sum.GetStuck()))
 	if open := sum.GetLeases() - sum.GetFinal(); open > 0 {
 		ended = append(ended, fmt.Sprintf("%d not yet ended", open))
 	}
@@ -200,6 +193,27 @@ func closedLine(answer closing, now time.Time) string {
 		records += "-" + strconv.FormatInt(size-1, 10)
 	}
 	return state(task, now) + ": " + strings.Join(ended, ", ") + " · " + records + " · stint audit receipt " + task.GetShortName()
+}
+
+// ends writes how many leases ended by which kind of proof.
+func ends(sum *stintv1.TeardownSummary) []string {
+	var out []string
+	for _, kind := range [][2]string{
+		{"read_back", "revoked and read back"},
+		{"crl", "revoked by CRL"},
+		{"lapsed", "lapsed"},
+		{"swept", "swept"},
+		{"lost_at_backend", "lost at the backend"},
+		{"not_issued", "not issued"},
+	} {
+		if n := sum.GetByProof()[kind[0]]; n > 0 {
+			out = append(out, fmt.Sprintf("%d %s", n, kind[1]))
+		}
+	}
+	if len(out) == 0 {
+		return []string{"0 revoked"}
+	}
+	return out
 }
 
 func (a *app) taskWatch() *cobra.Command {

@@ -12,6 +12,8 @@ import (
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
+const hashDigits = 12
+
 // taskTable writes one task for people.
 func taskTable(w io.Writer, task *stintv1.Task, leases []*stintv1.Lease, now time.Time) error {
 	t := render.NewTable()
@@ -21,7 +23,7 @@ func taskTable(w io.Writer, task *stintv1.Task, leases []*stintv1.Lease, now tim
 	}
 	t.Row("Agent", join(task.GetAgent(), "profile "+task.GetProfile(), labelled("owner", task.GetOwner()), labelled("sponsor", task.GetSponsor())))
 	t.Row("Manifest", "sha256:"+task.GetManifestSha256()+"    Last seen  "+lastSeen(task, now))
-	t.Row("Decision", fmt.Sprintf("allowed by %s, policy set %s   audit %d", strings.Join(policies(task), ", "), task.GetPolicySet(), task.GetAuditIndex()))
+	t.Row("Decision", fmt.Sprintf("allowed by %s, policy set %s   audit %d", strings.Join(policies(task), ", "), short(task.GetPolicySet()), task.GetAuditIndex()))
 	t.Row("Roles", grants(task))
 	t.Row("Exposure", taskExposure(task, leases, now))
 	if len(task.GetLabels()) > 0 {
@@ -31,6 +33,14 @@ func taskTable(w io.Writer, task *stintv1.Task, leases []*stintv1.Lease, now tim
 		t.Row("Teardown", teardown(task))
 	}
 	return t.Write(w)
+}
+
+// short cuts a hash to what people compare.
+func short(hash string) string {
+	if len(hash) <= hashDigits {
+		return hash
+	}
+	return hash[:hashDigits] + "…"
 }
 
 func join(parts ...string) string {
