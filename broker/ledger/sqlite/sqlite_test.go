@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/ledger"
@@ -309,5 +310,27 @@ func TestFreeBytes(t *testing.T) {
 	}
 	if err := s.View(t.Context(), func(ledger.Reader) error { return nil }); !errors.Is(err, ledger.ErrUnavailable) {
 		t.Errorf("view after Close: %v", err)
+	}
+}
+
+// TestFarTimes: instants that no integer of nanoseconds holds neither fail nor fall due.
+func TestFarTimes(t *testing.T) {
+	t.Parallel()
+	l := openLedger(t, t.TempDir())
+	far, old := newTask(t, "far"), newTask(t, "old")
+	far.NextAt = time.Date(9000, 1, 1, 0, 0, 0, 0, time.UTC)
+	old.NextAt = time.Date(1200, 1, 1, 0, 0, 0, 0, time.UTC)
+	if _, err := l.Update(t.Context(), func(tx *ledger.Tx) error { return errors.Join(tx.InsertTask(far), tx.InsertTask(old)) }); err != nil {
+		t.Fatal(err)
+	}
+	err := l.View(t.Context(), func(r ledger.Reader) error {
+		due, err := r.DueTasks(time.Now(), 10)
+		if len(due) != 1 || due[0].ID != old.ID {
+			t.Errorf("due: %v", due)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
