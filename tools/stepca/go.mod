@@ -1,6 +1,6 @@
 module github.com/stint-dev/stint/tools/stepca
 
-go 1.26.8
+go 1.26.0
 
 tool github.com/smallstep/certificates/cmd/step-ca
 
