@@ -172,6 +172,7 @@ func FuzzPageToken(f *testing.F) {
 	f.Add("")
 	f.Add("AZ5nVvEmcAGAAAAAAAAAAA")
 	f.Add("AAAA=")
+	f.Add("000000000000000\n000000A")
 	f.Fuzz(func(t *testing.T, token string) {
 		id, err := pageToken(token)
 		if err != nil {

@@ -11,9 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -182,57 +180,6 @@ func call(t *testing.T, c *brokertest.Client, shortName string) *stintv1.Task {
 	return task
 }
 
-func TestRequestIDs(t *testing.T) {
-	t.Parallel()
-	h := brokertest.Start(t, brokertest.Config{})
-	agent := h.As(t, "/agent/a")
-	declare := &stintv1.DeclareTaskRequest{
-		Purpose: "reconcile-invoices", RequestId: brokertest.RequestID(),
-		Roles: []*stintv1.RoleRequest{{Role: "orders-db"}, {Role: "client-cert"}},
-	}
-	var names []string
-	for range 2 {
-		res, err := agent.Tasks.DeclareTask(t.Context(), declare)
-		if err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, res.GetTask().GetName())
-	}
-	if names[0] != names[1] {
-		t.Errorf("the same request opened two tasks: %v", names)
-	}
-	declare.Purpose = "answer-invoice"
-	_, err := agent.Tasks.DeclareTask(t.Context(), declare)
-	wantReason(t, err, codes.AlreadyExists, fault.RequestIDReused)
-
-	secret := &stintv1.IssueCredentialRequest{Task: names[0], Role: "orders-db", RequestId: brokertest.RequestID()}
-	first, err := agent.Credentials.IssueCredential(t.Context(), secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = agent.Credentials.IssueCredential(t.Context(), secret)
-	wantReason(t, err, codes.AlreadyExists, fault.AlreadyIssued)
-	if got := detail[errdetails.ErrorInfo](err).GetMetadata()["lease"]; got != first.GetLease().GetName() {
-		t.Errorf("the refusal names lease %q, not %s", got, first.GetLease().GetName())
-	}
-
-	cert := &stintv1.IssueCredentialRequest{Task: names[0], Role: "client-cert", RequestId: brokertest.RequestID(), Csr: []byte("csr")}
-	var chains [][][]byte
-	for range 2 {
-		res, err := agent.Credentials.IssueCredential(t.Context(), cert)
-		if err != nil {
-			t.Fatal(err)
-		}
-		chains = append(chains, res.GetCertificate().GetChain())
-	}
-	if len(chains[0]) != 1 || !cmp.Equal(chains[0], chains[1]) {
-		t.Errorf("the same request brought %q, then %q", chains[0], chains[1])
-	}
-	if got := h.Memory.Made(); got != 2 {
-		t.Errorf("%d credentials were made", got)
-	}
-}
-
 func TestValidateOnlyOpensNothing(t *testing.T) {
 	t.Parallel()
 	h := brokertest.Start(t, brokertest.Config{})
@@ -334,74 +281,6 @@ func TestPages(t *testing.T) {
 	}
 }
 
-func TestWhoIs(t *testing.T) {
-	t.Parallel()
-	h := brokertest.Start(t, brokertest.Config{})
-	agent, oncall := h.As(t, "/agent/a"), h.As(t, "/ops/oncall")
-	task := agent.Declare(t, "orders-db")
-	lease := agent.Issue(t, task, "orders-db").GetLease()
-	for _, query := range []string{lease.GetName(), lease.GetPublicRef(), task.GetName(), task.GetShortName()} {
-		got, err := oncall.Admin.WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: query})
-		if err != nil || got.GetTask().GetName() != task.GetName() {
-			t.Errorf("%s: %v, %v", query, got, err)
-		}
-	}
-	_, err := oncall.Admin.WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: "v-token-of-nobody"})
-	wantReason(t, err, codes.NotFound, fault.NotFound)
-}
-
-func TestWhoAmI(t *testing.T) {
-	t.Parallel()
-	h := brokertest.Start(t, brokertest.Config{})
-	for _, c := range []struct {
-		client              *brokertest.Client
-		id, method, profile string
-		roles               []string
-	}{
-		{h.As(t, "/agent/a"), "spiffe://example.org/agent/a", "x509-svid", "agents", nil},
-		{h.WithToken(t, h.Token(t, "/agent/a")), "spiffe://example.org/agent/a", "jwt-svid", "agents", nil},
-		{h.As(t, "/ops/alice"), "spiffe://example.org/ops/alice", "x509-svid", "", []string{"admin"}},
-		{h.WithToken(t, h.Token(t, "/ops/alice")), "spiffe://example.org/ops/alice", "jwt-svid", "", nil},
-		{h.Local(t), "local:uid:1000", "local", "", []string{"admin"}},
-	} {
-		got, err := c.client.Tasks.WhoAmI(t.Context(), &stintv1.WhoAmIRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.GetId() != c.id || got.GetMethod() != c.method || got.GetProfile() != c.profile || !cmp.Equal(got.GetAdminRoles(), c.roles) {
-			t.Errorf("got %v, want %v", got, c)
-		}
-		if got.GetServerId() != "spiffe://example.org/stint" || got.GetServerVersion() != brokertest.Version || got.GetServerTime() == nil {
-			t.Errorf("server %v", got)
-		}
-		if hasEnd := got.GetSvidExpires() != nil; hasEnd == (c.method == "local") {
-			t.Errorf("%s: expires %v", c.id, got.GetSvidExpires())
-		}
-	}
-}
-
-func TestAvailableRoles(t *testing.T) {
-	t.Parallel()
-	h := brokertest.Start(t, brokertest.Config{})
-	got, err := h.As(t, "/agent/a").Tasks.ListAvailableRoles(t.Context(), &stintv1.ListAvailableRolesRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var names []string
-	for _, r := range got.GetRoles() {
-		names = append(names, r.GetName())
-	}
-	if !cmp.Equal(names, []string{"client-cert", "orders-db", "parametric", "vault-like"}) {
-		t.Errorf("roles %v", names)
-	}
-	if r := got.GetRoles()[0]; !r.GetNeedsCsr() || r.GetMaxTtl().AsDuration() != 10*time.Minute {
-		t.Errorf("role %v", r)
-	}
-	if p := got.GetRoles()[2].GetParameters(); len(p) != 1 || p[0].GetPattern() != "[a-z0-9.]+" || !p[0].GetRequired() {
-		t.Errorf("parameters %v", p)
-	}
-}
-
 func TestRevokeOneLease(t *testing.T) {
 	t.Parallel()
 	h := brokertest.Start(t, brokertest.Config{})
@@ -464,26 +343,4 @@ func TestTimeEndsTasks(t *testing.T) {
 		}
 		cancel()
 	})
-}
-
-func TestEveryAnswerHasARequestID(t *testing.T) {
-	t.Parallel()
-	h := brokertest.Start(t, brokertest.Config{})
-	agent := h.As(t, "/agent/a")
-	seen := map[string]bool{}
-	for _, name := range []string{agent.Declare(t, "orders-db").GetName(), "tasks/nobodys"} {
-		var header, trailer metadata.MD
-		_, err := agent.Tasks.GetTask(t.Context(), &stintv1.GetTaskRequest{Name: name}, grpc.Header(&header), grpc.Trailer(&trailer))
-		id := trailer.Get("stint-request-id")
-		if len(id) != 1 || len(id[0]) != 36 || id[0][14] != '7' || seen[id[0]] {
-			t.Fatalf("request IDs in the trailer: %v (%v)", id, err)
-		}
-		seen[id[0]] = true
-		if err == nil && !cmp.Equal(header.Get("stint-request-id"), id) {
-			t.Errorf("header says %v, trailer %v", header.Get("stint-request-id"), id)
-		}
-		if err != nil && detail[errdetails.RequestInfo](err).GetRequestId() != id[0] {
-			t.Errorf("%v lacks request ID %s", err, id[0])
-		}
-	}
 }

@@ -36,7 +36,7 @@ func pageToken(token string) ([16]byte, error) {
 		return [16]byte{}, nil
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(raw) != 16 {
+	if err != nil || len(raw) != 16 || len(token) != base64.RawURLEncoding.EncodedLen(16) { // it skips line breaks
 		return [16]byte{}, invalid(fault.Field{Name: "page_token", Problem: "must be the next_page_token of an answer"})
 	}
 	return [16]byte(raw), nil
