@@ -14,7 +14,7 @@ import (
 
 const (
 	recordWait = 20 * time.Second
-	closeWait  = 90 * time.Second
+	closeWait  = 150 * time.Second
 )
 
 // commonVault is the shared Vault, set up once.

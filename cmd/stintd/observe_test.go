@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -206,11 +207,31 @@ func (s *site) allClosed(tb testing.TB, admin *agent.Client) {
 		if err != nil {
 			return err
 		}
-		if n := len(answer.GetTasks()); n > 0 {
-			return fmt.Errorf("%d tasks or more are open: %v", n, answer.GetTasks()[0])
+		if len(answer.GetTasks()) > 0 {
+			return s.unfinished(tb)
 		}
 		return nil
 	})
+}
+
+// unfinished says which tasks and leases are open, and why.
+func (s *site) unfinished(tb testing.TB) error {
+	tb.Helper()
+	var out strings.Builder
+	all := s.ledger(tb)
+	for _, t := range all.tasks {
+		if t.State != task.Closed {
+			fmt.Fprintf(&out, "\ntask %s is %s", t.ShortName, t.State)
+		}
+	}
+	now := time.Now()
+	for _, l := range all.leases {
+		if !l.State.Final() {
+			fmt.Fprintf(&out, "\nlease %s of %s, %s: %s, %d attempts, next in %s, claimed for %s, last error %q", l.ID, l.Role, l.TaskName,
+				l.State, l.Attempts, l.NextAt.Sub(now), l.ClaimUntil.Sub(now), l.LastError)
+		}
+	}
+	return fmt.Errorf("open:%s: %w", out.String(), errNotYet)
 }
 
 // roleTokens counts the tokens that were made through Stint's token role and are alive.
