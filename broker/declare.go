@@ -73,15 +73,19 @@ func (b *Broker) Declare(ctx context.Context, c Caller, d Declaration) (Declared
 	if err != nil {
 		return Declared{}, b.deny(ctx, c, denial{event: audit.TaskDenied, purpose: d.Purpose, roles: roleNames(d.Roles)}, err)
 	}
+	manifest, err := manifestOf(c, d, decision).Canonical()
+	if err != nil {
+		return Declared{}, err
+	}
 	t, err := newTask(c, d, decision, now)
 	if err != nil {
 		return Declared{}, err
 	}
-	t.RequestHash = hash
+	t.RequestHash, t.ManifestHash = hash, sha256.Sum256(manifest)
 	if d.ValidateOnly {
 		return Declared{Task: t, Clamps: decision.Clamps()}, nil
 	}
-	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error { return insertTask(tx, c, &t, decision) })
+	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error { return insertTask(tx, c, &t, decision, manifest) })
 	if errors.Is(err, ledger.ErrExists) { // the same request on another connection was faster
 		return b.declaredBefore(ctx, c, d.RequestID, hash)
 	}
@@ -116,22 +120,23 @@ func (b *Broker) declaredBefore(ctx context.Context, c Caller, requestID string,
 	return out, storeFault(err)
 }
 
-// newTask builds the task that a decision allows.
-func newTask(c Caller, d Declaration, decision policy.TaskDecision, now time.Time) (task.Task, error) {
-	id, err := task.NewID()
-	if err != nil {
-		return task.Task{}, err
-	}
-	manifest := task.Manifest{
+// manifestOf is the declaration as it was asked for.
+func manifestOf(c Caller, d Declaration, decision policy.TaskDecision) task.Manifest {
+	m := task.Manifest{
 		Agent: c.agent(), Purpose: d.Purpose, Description: d.Description, RequestID: d.RequestID,
 		NotAfter: decision.AskedNotAfter(),
 	}
 	for _, r := range d.Roles {
-		manifest.Roles = append(manifest.Roles, task.ManifestRole{
+		m.Roles = append(m.Roles, task.ManifestRole{
 			Name: r.Role, Parameters: r.Params, TTLSeconds: int64(r.TTL / time.Second),
 		})
 	}
-	hash, err := manifest.Hash()
+	return m
+}
+
+// newTask builds the task that a decision allows.
+func newTask(c Caller, d Declaration, decision policy.TaskDecision, now time.Time) (task.Task, error) {
+	id, err := task.NewID()
 	if err != nil {
 		return task.Task{}, err
 	}
@@ -141,7 +146,7 @@ func newTask(c Caller, d Declaration, decision policy.TaskDecision, now time.Tim
 		Profile: p.Name, Owner: p.Owner, Sponsor: p.Sponsor, Purpose: d.Purpose, Description: d.Description,
 		Labels: d.Labels, Grants: decision.Grants(), State: task.Active,
 		NotAfter: decision.NotAfter(), IdleTimeout: decision.IdleTimeout(), CreatedAt: now,
-		ManifestHash: hash, RequestID: d.RequestID, PolicySet: decision.PolicySet(),
+		RequestID: d.RequestID, PolicySet: decision.PolicySet(),
 	}
 	t.NextAt = t.NotAfter
 	if t.IdleTimeout > 0 && now.Add(t.IdleTimeout).Before(t.NextAt) {
@@ -151,7 +156,7 @@ func newTask(c Caller, d Declaration, decision policy.TaskDecision, now time.Tim
 }
 
 // insertTask counts, inserts and records in one transaction.
-func insertTask(tx *ledger.Tx, c Caller, t *task.Task, decision policy.TaskDecision) error {
+func insertTask(tx *ledger.Tx, c Caller, t *task.Task, decision policy.TaskDecision, manifest []byte) error {
 	if _, err := tx.FindTask(ledger.TaskKey{Agent: t.Agent, RequestID: t.RequestID}); !errors.Is(err, ledger.ErrNotFound) {
 		return errors.Join(ledger.ErrExists, err)
 	}
@@ -171,9 +176,8 @@ func insertTask(tx *ledger.Tx, c Caller, t *task.Task, decision policy.TaskDecis
 	for _, g := range t.Grants {
 		rec.Roles = append(rec.Roles, g.Role)
 	}
-	if t.Description != "" {
-		rec.Texts = map[string]string{"description": t.Description}
-	}
+	// The description is free text, so the manifest that holds it stands beside the log, where it can be erased.
+	rec.Texts = map[string]string{audit.ManifestText: string(manifest)}
 	if t.Record, err = tx.Append(rec); err != nil {
 		return err
 	}
