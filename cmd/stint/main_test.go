@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 //	hold, release     keep tasks CLOSING, and let them close
 //	await-task STATE  waits until the newest task is in a state
 //	await-file FILE [TEXT]  waits until a file exists and holds a text
+//	await-calls METHOD N  waits until a method was called so often
 //	exec-code N CMD…  runs a command that must exit with code N
 //	pick NAME PREFIX FILE  puts the rest of a line into a variable
 func TestScripts(t *testing.T) {
@@ -55,7 +56,10 @@ func TestScripts(t *testing.T) {
 					"await-task": func(ts *testscript.TestScript, _ bool, args []string) { awaitTask(ts, b, args) },
 					"await-file": awaitFile,
 					"exec-code":  execCode,
-					"pick":       pick,
+					"await-calls": func(ts *testscript.TestScript, _ bool, args []string) {
+						eventually(ts, "calls of "+args[0], func() bool { return strconv.Itoa(b.Calls(args[0])) == args[1] })
+					},
+					"pick": pick,
 				},
 			})
 		})

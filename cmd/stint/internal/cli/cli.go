@@ -7,8 +7,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -110,12 +108,14 @@ type session struct {
 	app *app
 }
 
-// with connects, runs f, and disconnects. INT and TERM end what f waits for.
+// with connects, runs f, and disconnects. Signals end what f waits for.
 func (a *app) with(f func(ctx context.Context, s session, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
-		return a.connect(ctx, func(ctx context.Context, s session) error { return f(ctx, s, args) })
+		ctx, cancel := context.WithCancel(cmd.Context())
+		defer cancel()
+		signals := listen(cancel)
+		defer signals.close()
+		return signals.explain(a.connect(ctx, func(ctx context.Context, s session) error { return f(ctx, s, args) }))
 	}
 }
 

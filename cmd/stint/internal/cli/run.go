@@ -210,11 +210,9 @@ func complete(ctx context.Context, task *agent.Task) (*stintv1.CompleteTaskRespo
 	}
 }
 
-// interrupted makes the exit code of a signal that came before the command was started.
+// interrupted makes the exit code where the command was not started.
 func (r *runner) interrupted(err error) error {
-	if number := r.signals.caught(); number != 0 && errors.Is(err, context.Canceled) {
-		return &failure{error: errors.New("interrupted before the command was started"), code: signalBase + number}
-	}
+	err = r.signals.explain(err)
 	if e, ok := errors.AsType[*child.StartError](err); ok {
 		return &failure{error: err, code: e.Code}
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
@@ -70,6 +71,14 @@ func (s *signals) caught() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return int(s.first)
+}
+
+// explain gives what a signal cut short the exit code of that signal.
+func (s *signals) explain(err error) error {
+	if number := s.caught(); number != 0 && errors.Is(err, context.Canceled) {
+		return &failure{error: errors.New("interrupted"), code: signalBase + number}
+	}
+	return err
 }
 
 func (s *signals) close() {
