@@ -16,27 +16,25 @@ type Event string
 
 // The events.
 const (
-	TaskDeclared      Event = "task.declared"
-	TaskDenied        Event = "task.denied"
-	TaskClosing       Event = "task.closing"
-	TaskClosed        Event = "task.closed"
-	LeaseIntent       Event = "lease.intent"
-	LeaseActive       Event = "lease.active"
-	LeaseDenied       Event = "lease.denied"
-	LeaseFailed       Event = "lease.failed" // an issue call failed, or its answer was dropped
-	LeaseEnding       Event = "lease.ending" // its end was asked for
-	LeaseEnded        Event = "lease.ended"  // final, with proof
-	LeaseStuck        Event = "lease.stuck"
-	ResourceApplied   Event = "resource.applied"
-	ResourceDeleted   Event = "resource.deleted"
-	AdminDenied       Event = "admin.denied"
-	CallsRefused      Event = "calls.refused" // aggregated refusals
-	LogStarted        Event = "log.started"   // the first record of an epoch
-	ServerStarted     Event = "server.started"
-	ServerStopped     Event = "server.stopped"
-	ConfigReloaded    Event = "config.reloaded"
-	TextErased        Event = "text.erased"
-	BackendRegistered Event = "backend.registered"
+	TaskDeclared    Event = "task.declared"
+	TaskDenied      Event = "task.denied"
+	TaskClosing     Event = "task.closing"
+	TaskClosed      Event = "task.closed"
+	LeaseIntent     Event = "lease.intent"
+	LeaseActive     Event = "lease.active"
+	LeaseDenied     Event = "lease.denied"
+	LeaseFailed     Event = "lease.failed" // an issue call failed, or its answer was dropped
+	LeaseEnding     Event = "lease.ending" // its end was asked for
+	LeaseEnded      Event = "lease.ended"  // final, with proof
+	LeaseStuck      Event = "lease.stuck"
+	ResourceApplied Event = "resource.applied"
+	ResourceDeleted Event = "resource.deleted"
+	CallsRefused    Event = "calls.refused" // aggregated refusals
+	LogStarted      Event = "log.started"   // the first record of an epoch
+	ServerStarted   Event = "server.started"
+	ServerStopped   Event = "server.stopped"
+	ConfigReloaded  Event = "config.reloaded"
+	TextErased      Event = "text.erased"
 )
 
 // Actor is who caused a record: a SPIFFE ID, a local user, or the broker itself ("stint").

@@ -121,7 +121,7 @@ func Default() Config {
 			ConnectionGrace:      30 * time.Second,
 			HandshakeTimeout:     10 * time.Second,
 			MaxConcurrentStreams: 128,
-			MaxMessage:           64 * KiB,
+			MaxMessage:           256 * KiB,
 		},
 		Teardown: Teardown{StuckAfter: 10 * time.Minute},
 		Log:      Log{Level: "info", Format: "json"},

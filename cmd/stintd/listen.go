@@ -61,8 +61,9 @@ func (h *house) newServer(ctx context.Context) (*server.Server, error) {
 func (h *house) endpoints(ctx context.Context, domains attestor.Domains) ([]server.Endpoint, error) {
 	limit := int(h.cfg.Limits.MaxMessage)
 	att := x509svid.New(h.source, domains)
+	count := server.HandshakeRefused(h.broker, "grpc")
 	h.guard = att.Credentials(func(remote net.Addr, err error) {
-		h.broker.Refused(audit.Actor{ID: "unauthenticated", Method: string(attestor.MethodX509)}, fault.Unauthenticated)
+		count(remote, err)
 		h.logger.Info("handshake refused", zap.Stringer("remote", remote), zap.Error(err))
 	})
 	grpcListener, err := listenTCP(ctx, h.cfg.Listen.GRPC)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/stint-dev/stint/attestor/devdomain"
 	"github.com/stint-dev/stint/attestor/source"
+	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/config"
 )
 
@@ -112,7 +113,7 @@ func (h *house) reload(ctx context.Context, path string, identity func() error) 
 	if h.exporter != nil {
 		h.exporter.Reopen()
 	}
-	return h.record(ctx, "config.reloaded", "")
+	return h.record(ctx, audit.ConfigReloaded, "")
 }
 
 // openIdentity opens where the daemon's own SVID comes from. reload reads files again, and does nothing for a Workload API.
