@@ -122,12 +122,7 @@ func (s *site) file(name ...string) string { return filepath.Join(append([]strin
 // files.
 func newSite(tb testing.TB, identity, backends, resources string) *site {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "stintd-") //nolint:usetesting // a test's own directory is too long for a socket
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &site{ca: newAuthority(tb), dir: dir, grpc: freeLoopback(tb), http: freeLoopback(tb)}
+	s := &site{ca: newAuthority(tb), dir: shortDir(tb), grpc: freeLoopback(tb), http: freeLoopback(tb)}
 	for _, name := range []string{"resources.d", "identity", "log"} {
 		if err := os.Mkdir(s.file(name), 0o700); err != nil {
 			tb.Fatal(err)
@@ -164,6 +159,21 @@ audit {
 `, s.file("data"), s.grpc, s.http, s.file("admin.sock"), s.file("resources.d"), s.file("audit.key"), s.file("log", "audit.jsonl"),
 		s.file("log", "checkpoints.log"))+identity+backends)
 	return s
+}
+
+// shortDir makes a directory for sockets: a test's own may be too long.
+func shortDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "stintd-") //nolint:usetesting // see above
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Error(err)
+		}
+	})
+	return dir
 }
 
 // writeIdentity writes the daemon's own SVID and the bundle.

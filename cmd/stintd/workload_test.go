@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/stint-dev/stint/plugins/vault/vaulttest"
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+)
+
+// workloadAPI is a small Workload API (SPIFFE Workload API, section 5) that has one identity, Stint's own.
+type workloadAPI struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+
+	svid *workload.X509SVIDResponse
+	jwt  *vaulttest.Signer
+}
+
+// serveWorkloadAPI serves it on a socket and returns what stops it.
+func serveWorkloadAPI(tb testing.TB, socket string, api *workloadAPI) (stop func()) {
+	tb.Helper()
+	l, err := new(net.ListenConfig).Listen(tb.Context(), "unix", socket)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	server := grpc.NewServer()
+	workload.RegisterSpiffeWorkloadAPIServer(server, api)
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(l) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		server.Stop()
+		if err := <-done; err != nil {
+			tb.Error(err)
+		}
+	}
+	tb.Cleanup(stop)
+	return stop
+}
+
+func newWorkloadAPI(tb testing.TB, ca *authority, jwt *vaulttest.Signer) *workloadAPI {
+	tb.Helper()
+	svid := ca.svid(tb, stintPath)
+	key, err := x509.MarshalPKCS8PrivateKey(svid.PrivateKey)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &workloadAPI{jwt: jwt, svid: &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{
+		SpiffeId: svid.ID.String(), X509Svid: svid.Certificates[0].Raw, X509SvidKey: key, Bundle: ca.cert.Raw,
+	}}}}
+}
+
+// FetchX509SVID sends the one SVID.
+func (w *workloadAPI) FetchX509SVID(_ *workload.X509SVIDRequest, stream workload.SpiffeWorkloadAPI_FetchX509SVIDServer) error {
+	if err := stream.Send(w.svid); err != nil {
+		return err
+	}
+	<-stream.Context().Done()
+	return nil
+}
+
+// FetchJWTSVID signs a fresh one.
+func (w *workloadAPI) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
+	token, err := w.jwt.Source(ctx, strings.Join(req.GetAudience(), " "))
+	if err != nil {
+		return nil, status.Error(codes.Internal, err.Error())
+	}
+	return &workload.JWTSVIDResponse{Svids: []*workload.JWTSVID{{SpiffeId: vaulttest.SPIFFEID, Svid: string(token.Expose())}}}, nil
+}
+
+// TestWorkloadAPI serves with an identity from a Workload API and logs in to Vault with its JWT-SVIDs. When the Workload API
+// is gone, what was known goes on.
+func TestWorkloadAPI(t *testing.T) {
+	t.Parallel()
+	f, pg := sharedVault(t), servers.Postgres(t)
+	socket := shortDir(t) + "/api.sock"
+	s := newSite(t, "identity { workload_api = \"unix://"+socket+"\" }\n", vaultBackend(f.Server, `auth "jwt" {
+    mount    = "`+vaulttest.JWTMount+`"
+    role     = "stint"
+    audience = "`+vaulttest.Audience+`"
+  }`), catalog(limits{}, dbRole))
+	stop := serveWorkloadAPI(t, socket, newWorkloadAPI(t, s.ca, f.JWT))
+	d := s.start(t)
+	client := s.agent(t, agentPath)
+	task := declare(t, client, 5*time.Minute, dbRole)
+	db := issue(t, task, dbRole)
+	if conn, err := login(t.Context(), pg, db); err != nil {
+		t.Errorf("log in: %v", err)
+	} else if err := conn.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+	stop()
+	db2 := issue(t, task, dbRole)
+	if _, err := s.admin(t).Admin().StopTask(t.Context(), &stintv1.StopTaskRequest{Name: task.Name()}); err != nil {
+		t.Errorf("stop a task while the Workload API is gone: %v", err)
+	}
+	s.allClosed(t, s.admin(t))
+	if n := users(t, pg, string(db.Fields["username"].Expose())) + users(t, pg, string(db2.Fields["username"].Expose())); n != 0 {
+		t.Errorf("PostgreSQL has %d of the users left", n)
+	}
+	var hidden secrets
+	hidden.add(db)
+	hidden.add(db2)
+	hidden.absent(t, s)
+	d.stop(t)
+	if strings.Contains(d.log(t), "eyJ") {
+		t.Error("the log holds something that looks like a JWT")
+	}
+}
