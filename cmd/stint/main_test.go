@@ -16,7 +16,7 @@ import (
 	"github.com/stint-dev/stint/sdk/agent/agenttest"
 )
 
-const soon = 10 * time.Second
+const soon = 30 * time.Second
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"stint": main})

@@ -18,7 +18,7 @@ import (
 	"github.com/stint-dev/stint/sdk/agent/agenttest"
 )
 
-const soon = 10 * time.Second
+const soon = 30 * time.Second
 
 func connect(t *testing.T, b *agenttest.Broker, opts ...agent.Option) *agent.Client {
 	t.Helper()

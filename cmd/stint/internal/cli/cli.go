@@ -72,7 +72,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.flags.addr, "addr", "", "the broker, host:port ($STINT_ADDR)")
 	f.StringVar(&a.flags.serverID, "server-id", "", "the broker's SPIFFE ID ($STINT_SERVER_ID; default spiffe://<own trust domain>/stint)")
 	f.StringVar(&a.flags.spiffeID, "spiffe-id", "", "which SVID of the Workload API to use ($STINT_SPIFFE_ID; default the first)")
-	f.StringVar(&a.flags.adminSocket, "admin-socket", os.Getenv(envAdminSocket),
+	f.StringVar(&a.flags.adminSocket, "admin-socket", "",
 		"use the broker's admin socket, unix:///path, instead of an SVID ($"+envAdminSocket+")")
 	f.DurationVar(&a.flags.timeout, "timeout", defaultTimeout, "how long one call may take")
 	f.StringVarP(&a.flags.output, "output", "o", string(render.FormatTable), "table, json or yaml")
@@ -83,7 +83,14 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
+// checkFlags also settles what comes from the environment: a flag comes before any variable.
 func (a *app) checkFlags() error {
+	if a.flags.adminSocket == "" && a.flags.addr == "" {
+		a.flags.adminSocket = os.Getenv(envAdminSocket)
+	}
+	if a.flags.adminSocket != "" && a.flags.addr != "" {
+		return usage("--addr and --admin-socket exclude each other")
+	}
 	switch render.Format(a.flags.output) {
 	case render.FormatTable, render.FormatJSON, render.FormatYAML, render.FormatWide:
 	default:
@@ -121,13 +128,13 @@ func (a *app) with(f func(ctx context.Context, s session, args []string) error) 
 
 // connect is with for commands that look after signals themselves.
 func (a *app) connect(ctx context.Context, f func(ctx context.Context, s session) error) error {
+	dial, cancel := a.call(ctx)
 	addr := a.flags.addr
-	if a.flags.adminSocket != "" {
+	if addr == "" {
 		addr = a.flags.adminSocket
 	}
-	dial, cancel := context.WithTimeout(ctx, a.flags.timeout)
-	defer cancel()
 	client, err := agent.New(dial, agent.WithAddr(addr), agent.WithServerID(a.flags.serverID), agent.WithSPIFFEID(a.flags.spiffeID))
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -135,9 +142,19 @@ func (a *app) connect(ctx context.Context, f func(ctx context.Context, s session
 	return errors.Join(err, client.Close())
 }
 
-// call bounds one call.
+// call bounds one call, and says so once it has taken more than two seconds.
 func (a *app) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, a.flags.timeout)
+	return a.bounded(ctx, a.flags.timeout)
+}
+
+// bounded is call with a limit of its own.
+func (a *app) bounded(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	slow := time.AfterFunc(progressAfter, func() { a.sayf("waiting for an answer, at most %s", render.Short(limit)) })
+	return ctx, func() {
+		slow.Stop()
+		cancel()
+	}
 }
 
 // show writes an answer as data, or with table for people.

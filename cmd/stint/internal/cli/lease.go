@@ -127,7 +127,7 @@ func (a *app) leaseRevoke() *cobra.Command {
 			if err := checkWait(wait); err != nil {
 				return err
 			}
-			call, cancel := context.WithTimeout(ctx, a.flags.timeout+wait)
+			call, cancel := a.bounded(ctx, a.flags.timeout+wait)
 			defer cancel()
 			answer, err := s.Credentials().RevokeLease(call, &stintv1.RevokeLeaseRequest{
 				Name: leaseName(args[0]), Wait: durationpb.New(wait),
