@@ -78,7 +78,7 @@ func TestCheckpoint(t *testing.T) {
 	}
 	for i := range signed {
 		bad := []byte(string(signed))
-		bad[i] ^= 1
+		bad[i] ^= 0x20 // not the lowest bits: base64 of a signature ends in two that mean nothing
 		if _, err = audit.OpenCheckpoint(bad, key.Verifier); !errors.Is(err, audit.ErrCheckpoint) {
 			t.Errorf("byte %d changed: %v", i, err)
 		}
