@@ -114,6 +114,10 @@ func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source
 	if err := os.RemoveAll(scratch); err != nil {
 		found = append(found, faultsOf("backend", err)...)
 	}
+	for i, f := range found { // what is said of the scratch directory is meant of the real one
+		found[i].Problem = strings.ReplaceAll(f.Problem, scratch, cfg.DataDir)
+		found[i].Remedy = strings.ReplaceAll(f.Remedy, scratch, cfg.DataDir)
+	}
 	return found
 }
 

@@ -42,7 +42,7 @@ func newAuthority(tb testing.TB) *authority {
 	key := newKey(tb)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "example.org root"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain}},
 	}
@@ -107,12 +107,11 @@ func (a *authority) source(tb testing.TB, path string) *source.Source {
 
 // site is one installation of stintd: configuration, identity files, resources and what it writes.
 type site struct {
-	ca    *authority
-	dir   string // short, since it holds a unix socket
-	grpc  string
-	http  string
-	key   string // the log's verifier key
-	extra string // besides the backends, in the configuration
+	ca   *authority
+	dir  string // short, since it holds a unix socket
+	grpc string
+	http string
+	key  string // the log's verifier key
 }
 
 // file returns a path in the site.
