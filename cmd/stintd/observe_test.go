@@ -98,7 +98,12 @@ type records struct {
 // ledger reads everything in the ledger, also while the daemon writes it.
 func (s *site) ledger(tb testing.TB) records {
 	tb.Helper()
-	store, err := sqlite.OpenReader(tb.Context(), s.file("data", sqlite.File))
+	return readLedger(tb, s.file("data", sqlite.File))
+}
+
+func readLedger(tb testing.TB, file string) records {
+	tb.Helper()
+	store, err := sqlite.OpenReader(tb.Context(), file)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stint-dev/stint/broker/ledger/sqlite"
+	"github.com/stint-dev/stint/sdk/agent"
+)
+
+// TestDemo tells the whole story, with a Vault where its binary is.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	for name, flags := range map[string][]string{"with Vault": nil, "without": {"--no-vault"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if flags == nil {
+				servers.Vault(t) // skips or fails where there is none
+			}
+			dir := shortDir(t)
+			began := time.Now()
+			code, out, errs := run(t, dir, append([]string{"demo", "--json"}, flags...)...)
+			if code != 0 {
+				t.Fatalf("demo exits with %d:\n%s\n%s", code, out, errs)
+			}
+			steps := 0
+			for dec := json.NewDecoder(strings.NewReader(out)); dec.More(); steps++ {
+				var s step
+				if err := dec.Decode(&s); err != nil {
+					t.Fatal(err)
+				}
+				if !s.OK || s.Step != steps+1 {
+					t.Errorf("step %d (%s) is %+v", steps+1, s.Title, s)
+				}
+			}
+			want := 10
+			if flags != nil {
+				want = 8
+			}
+			if steps != want {
+				t.Errorf("%d steps, want %d", steps, want)
+			}
+			if strings.Contains(out+errs, "hvs.") {
+				t.Error("the demo prints a Vault token")
+			}
+			left, err := filepath.Glob(dir + "/stint-*")
+			if err != nil || len(left) != 0 {
+				t.Errorf("the demo leaves %v, %v", left, err)
+			}
+			t.Logf("%d steps in %s", steps, time.Since(began).Round(100*time.Millisecond))
+		})
+	}
+}
+
+// devSite is a `stintd dev` with a data directory of the test's.
+type devSite struct{ dir, grpc, http string }
+
+func (s devSite) start(tb testing.TB, flags ...string) *daemon {
+	tb.Helper()
+	d := launch(tb, s.dir, append([]string{"dev", "--no-vault", "--data-dir", "state", "--listen", s.grpc, "--http", s.http}, flags...)...)
+	d.prints(tb, d.stdout, "Ready in")
+	return d
+}
+
+// envSocket names the Workload API in the environment file.
+const envSocket = "SPIFFE_ENDPOINT_SOCKET"
+
+func (s devSite) ledgerFile() string { return filepath.Join(s.dir, "state", "broker", sqlite.File) }
+
+// env reads the environment file.
+func (s devSite) env(tb testing.TB) map[string]string {
+	tb.Helper()
+	env := map[string]string{}
+	for line := range strings.Lines(string(read(tb, s.dir+"/state/env"))) {
+		name, value, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(line, "export ")), "=")
+		env[name] = value
+	}
+	return env
+}
+
+// agent connects as the environment file says.
+func (s devSite) agent(tb testing.TB) *agent.Client {
+	tb.Helper()
+	env := s.env(tb)
+	return connect(tb, agent.WithAddr(env[agent.EnvAddr]), agent.WithServerID(env[agent.EnvServerID]), agent.WithWorkloadAPI(env[envSocket]))
+}
+
+// TestDev gives out a certificate, is interrupted, and has it on the CRL before it is gone. What it keeps is kept until
+// --reset.
+func TestDev(t *testing.T) {
+	t.Parallel()
+	s := devSite{dir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t)}
+	d := s.start(t)
+	if banner := string(read(t, d.stdout)); !strings.Contains(banner, "DEVELOPMENT MODE") || !strings.Contains(banner, "fresh") {
+		t.Errorf("the banner is\n%s", banner)
+	}
+	declaration := agent.Declaration{Purpose: "try-it", Roles: []agent.Role{{Name: "web-client"}}}
+	task, err := s.agent(t).Declare(t.Context(), declaration)
+	if err != nil {
+		t.Fatal(err)
+	}
+	credential := issue(t, task, "web-client").Certificate
+	cert, root := credential.Chain[0], credential.Bundle[0]
+
+	production := newSite(t, "identity { workload_api = \""+strings.Replace(s.env(t)[envSocket], "/agent.sock", "/stint.sock", 1)+"\" }\n",
+		embeddedCA, catalog(limits{}, certRole))
+	if code, _, errs := run(t, production.dir, "serve", "--config", production.file("stint.hcl")); code == 0 || !strings.Contains(errs, "development CA") {
+		t.Errorf("serve with a development CA exits with %d: %s", code, errs)
+	}
+	d.signal(t, syscall.SIGINT)
+	if code := d.wait(t, 30*time.Second); code != 0 {
+		t.Fatalf("dev exits with %d after Ctrl-C: %s", code, d.log(t))
+	}
+	list, err := x509.ParseRevocationList(read(t, s.dir+"/state/broker/ca/dev/crl.der"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, e := range list.RevokedCertificateEntries {
+		found = found || e.SerialNumber.Cmp(cert.SerialNumber) == 0
+	}
+	if !found {
+		t.Error("the certificate of the ended task is not on the CRL")
+	}
+	if n := len(readLedger(t, s.ledgerFile()).tasks); n != 1 {
+		t.Errorf("the ledger has %d tasks, want 1", n)
+	}
+
+	d = s.start(t)
+	if banner := string(read(t, d.stdout)); !strings.Contains(banner, "kept from last time") {
+		t.Errorf("the second banner is\n%s", banner)
+	}
+	d.signal(t, syscall.SIGINT)
+	d.wait(t, 30*time.Second)
+	d = s.start(t, "--reset")
+	if n := len(readLedger(t, s.ledgerFile()).tasks); n != 0 {
+		t.Errorf("%d tasks outlived --reset", n)
+	}
+	again, err := s.agent(t).Declare(t.Context(), declaration)
+	if err != nil {
+		t.Fatalf("after --reset: %v", err)
+	}
+	if issue(t, again, "web-client").Certificate.Bundle[0].Equal(root) {
+		t.Error("--reset kept the CA")
+	}
+	d.signal(t, syscall.SIGINT)
+	d.wait(t, 30*time.Second)
+}
