@@ -25,6 +25,7 @@ type Health struct {
 	Sealed      bool   `json:"sealed"`
 	Standby     bool   `json:"standby"`
 	ClusterID   string `json:"cluster_id"`
+	ServerTime  int64  `json:"server_time_utc"` // Unix seconds, rounded down
 }
 
 // Auth is a token that was made.

@@ -75,7 +75,6 @@ func New(cfg Config) (*Client, error) {
 			Transport:     once{transport},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		Timeout:          cfg.Timeout,
 		DisableRedirects: true,
 	})
 	if err != nil {
@@ -83,6 +82,9 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("make vault client (is a VAULT_* variable malformed?): %w", err)
 	}
 	api.SetMaxRetries(0)
+	// Do bounds each call itself: with a timeout of its own vault/api ends the context of a write before its answer was
+	// read, and what does not come in one piece is lost.
+	api.SetClientTimeout(0)
 	api.ClearToken()
 	api.ClearNamespace()
 	api.SetHeaders(http.Header{vaultapi.RequestHeaderName: {"true"}})

@@ -181,6 +181,28 @@ func TestNotSent(t *testing.T) {
 	}
 }
 
+// TestAnswerInPieces sends an answer's body well after its head, as a long one comes.
+func TestAnswerInPieces(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, `{"lease_id":"a`)
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-r.Context().Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+		_, _ = io.WriteString(w, `/b"}`)
+	}))
+	defer s.Close()
+	for _, call := range []rest.Call{{Method: "GET", Path: "p"}, {Method: "PUT", Path: "p", Body: map[string]any{"a": 1}}} {
+		reply, err := client(t, rest.Config{Address: s.URL}).Do(t.Context(), call)
+		if err != nil || reply.LeaseID != "a/b" {
+			t.Errorf("%s: %+v, %v", call.Method, reply, err)
+		}
+	}
+}
+
 // TestBrokenConnectionIsNotRetried breaks the second request on a connection, which net/http would send again.
 func TestBrokenConnectionIsNotRetried(t *testing.T) {
 	var calls atomic.Int64
