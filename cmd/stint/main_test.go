@@ -71,6 +71,7 @@ func setup(env *testscript.Env, b *agenttest.Broker) error {
 		env.Setenv(name, value)
 	}
 	runtime := filepath.Join(env.WorkDir, ".runtime")
+	env.Setenv("GORACE", "atexit_sleep_ms=20") // a program under the race detector waits a second before it exits
 	env.Setenv("OTHER_API", b.OtherAPI)
 	env.Setenv("ADMIN", b.AdminSocket)
 	env.Setenv("SERVER_ID", b.ServerID())
