@@ -261,9 +261,12 @@ const (
 // Finding is one fault in a backend's set-up.
 type Finding struct {
 	Severity Severity
-	Subject  string // what it is about: "token role stint", "role orders-db-read"
-	Problem  string // what was found
-	Remedy   string // the exact command or line that mends it
+	// Code names the kind of fault for programs: "token-role-not-orphan". It does not change; texts may. Lower case
+	// letters, digits and dashes.
+	Code    string
+	Subject string // what it is about: "token role stint", "role orders-db-read"
+	Problem string // what was found
+	Remedy  string // the exact command or line that mends it
 }
 
 // Found is something alive at a backend.

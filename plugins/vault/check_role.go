@@ -2,6 +2,8 @@ package vault
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,48 +13,83 @@ import (
 
 // mount is what is known of an engine.
 type mount struct {
-	kind string        // "database", "ssh", "pki"; empty: may not be read
-	ttl  time.Duration // default_lease_ttl
+	kind    string        // "database", "ssh", "pki"; empty: not there, or may not be read
+	ttl     time.Duration // default_lease_ttl as set; 0: the system's
+	longest time.Duration // max_lease_ttl in effect; 0: not known
+}
+
+// roleChecker looks at one role.
+type roleChecker struct {
+	*checker
+
+	role    plugins.Role
+	recipe  recipe.Recipe
+	mount   mount
+	subject string
 }
 
 func (c *checker) role(role plugins.Role, mounts map[string]mount) {
 	subject := "role " + role.Name
 	r, err := recipe.Parse(role)
 	if err != nil {
-		c.add(plugins.Breaks, subject, err.Error(), "change the role's vault section")
+		c.breaks("role-invalid", subject, err.Error(), "change the role's vault section")
 		return
 	}
-	if _, missing := c.read("sys/policies/acl/" + r.Policy); missing {
-		c.add(plugins.Breaks, subject, "policy "+r.Policy+" does not exist", "write it; `stintd setup vault` prints it")
-	}
+	rc := roleChecker{checker: c, role: role, recipe: r, subject: subject}
+	rc.policy()
 	if r.Kind != recipe.Lease {
 		return
 	}
-	m, ok := mounts[r.Mount()]
-	if !ok {
-		m = c.mount(r.Mount())
+	m, known := mounts[r.Mount()]
+	if !known {
+		m = c.engine(r.Mount(), subject)
 		mounts[r.Mount()] = m
 	}
-	switch m.kind {
-	case "ssh":
-		c.uncuttable(role, r, m)
-	case "pki":
-		if path, known := engineRole(r); known {
-			c.pki(subject, path)
-		}
-	case "database":
-		if path, known := engineRole(r); known {
-			c.database(subject, path)
-		}
-	case "aws":
-		c.add(plugins.Weakens, subject, "an aws role of credential_type assumed_role, federation_token or session_token "+
-			"gives a lease that vault cannot revoke", "use credential_type=iam_user")
+	rc.mount = m
+	rc.engineRole()
+	if m.longest > 0 && m.longest < role.MaxTTL {
+		c.weakens("engine-max-ttl", subject, fmt.Sprintf("ttl.max is %s, and the engine %s/ ends every lease after %s", role.MaxTTL, r.Mount(), m.longest),
+			fmt.Sprintf("vault secrets tune -max-lease-ttl=%s %s/", role.MaxTTL, r.Mount()))
 	}
 }
 
-func (c *checker) mount(name string) mount {
+// policy holds the policy of the role's tokens against what it should be.
+func (c *roleChecker) policy() {
+	name := c.recipe.Policy
+	write := "vault policy write " + name + " - , with what `stintd setup vault` prints"
+	reply, missing := c.read("sys/policies/acl/" + name)
+	if missing {
+		c.breaks("role-policy-missing", c.subject, "policy "+name+" does not exist", write)
+		return
+	}
+	var have string
+	if reply == nil || !reply.Decode("policy", &have) {
+		return
+	}
+	_, want, err := RolePolicyText(c.role)
+	if err != nil {
+		return
+	}
+	rules, err := parseACL(have)
+	if err != nil {
+		c.weakens("policy-unreadable", "policy "+name, err.Error(), write)
+		return
+	}
+	rule := c.recipe.Rule()
+	if !grants(rules, samplePath(c.role, c.recipe), rule.Capability, slices.Sorted(maps.Keys(rule.Allowed))) {
+		c.breaks("role-policy-denies", c.subject, "policy "+name+" does not allow "+rule.Capability+" "+rule.Path, write)
+	}
+	if over, err := surplus(have, want); err == nil && len(over) > 0 {
+		c.weakens("role-policy-broad", c.subject, "policy "+name+" allows more than its path: "+ruleTexts(over), write)
+	}
+}
+
+func (c *checker) engine(name, subject string) mount {
 	reply, missing := c.read("sys/mounts/" + name)
-	if missing || reply == nil {
+	if missing {
+		c.breaks("engine-missing", subject, "no engine is mounted at "+name+"/", "vault secrets enable -path="+name+" TYPE")
+	}
+	if reply == nil {
 		return mount{}
 	}
 	var m mount
@@ -61,7 +98,12 @@ func (c *checker) mount(name string) mount {
 	}
 	reply.Decode("type", &m.kind)
 	reply.Decode("config", &config)
-	m.ttl = time.Duration(config.TTL) * time.Second
+	m.ttl = seconds(config.TTL)
+	if tuned, _ := c.read("sys/mounts/" + name + "/tune"); tuned != nil {
+		var longest int64
+		tuned.Decode("max_lease_ttl", &longest)
+		m.longest = seconds(longest)
+	}
 	return m
 }
 
@@ -75,15 +117,32 @@ func engineRole(r recipe.Recipe) (string, bool) {
 	return parts[0] + "/roles/" + parts[2], true
 }
 
+// engineRole looks at the engine's own role, in the ways of the engines that are known.
+func (c *roleChecker) engineRole() {
+	if c.mount.kind == "aws" {
+		c.weakens("aws-sts", c.subject, "an aws role of credential_type assumed_role, federation_token or session_token "+
+			"gives a lease that vault cannot revoke", "vault write "+c.recipe.Mount()+"/roles/NAME credential_type=iam_user")
+	}
+	path, known := engineRole(c.recipe)
+	looks := map[string]func(path string){"ssh": c.ssh, "pki": c.pki, "database": c.database}
+	if look := looks[c.mount.kind]; known && look != nil {
+		look(path)
+	}
+	if c.mount.kind == "ssh" {
+		c.uncuttable()
+	}
+}
+
 // uncuttable is about engines that take the mount's TTL and whose leases cannot be renewed, so not cut either.
-func (c *checker) uncuttable(role plugins.Role, r recipe.Recipe, m mount) {
-	if m.ttl > 0 && (role.MaxTTL == 0 || m.ttl+issueTimeout <= role.MaxTTL) {
+func (c *roleChecker) uncuttable() {
+	ttl := c.mount.ttl
+	if ttl > 0 && (c.role.MaxTTL == 0 || ttl+issueTimeout <= c.role.MaxTTL) {
 		return
 	}
-	c.add(plugins.Breaks, "role "+role.Name,
+	c.breaks("engine-ttl", c.subject,
 		fmt.Sprintf("leases of %s/ live %s and cannot be cut; every request for less is refused, and the role's maximum is %s",
-			r.Mount(), ttlText(m.ttl), role.MaxTTL),
-		"vault secrets tune -default-lease-ttl=30s "+r.Mount()+"/")
+			c.recipe.Mount(), ttlText(ttl), c.role.MaxTTL),
+		"vault secrets tune -default-lease-ttl=30s "+c.recipe.Mount()+"/")
 }
 
 func ttlText(d time.Duration) string {
@@ -91,41 +150,4 @@ func ttlText(d time.Duration) string {
 		return "as long as the server's default_lease_ttl (32 days unless set)"
 	}
 	return d.String()
-}
-
-func (c *checker) pki(subject, path string) {
-	reply, missing := c.read(path)
-	if missing {
-		c.add(plugins.Breaks, subject, path+" does not exist", "vault write "+path+" generate_lease=true …")
-	}
-	if reply == nil {
-		return
-	}
-	var generates bool
-	if reply.Decode("generate_lease", &generates) && !generates {
-		c.add(plugins.Breaks, subject, path+" makes certificates without a lease, which stint cannot revoke",
-			"vault write "+path+" generate_lease=true")
-	}
-}
-
-func (c *checker) database(subject, path string) {
-	reply, missing := c.read(path)
-	if missing {
-		c.add(plugins.Breaks, subject, path+" does not exist", "vault write "+path+" db_name=… creation_statements=…")
-	}
-	if reply == nil {
-		return
-	}
-	var creation, revocation []string
-	reply.Decode("creation_statements", &creation)
-	reply.Decode("revocation_statements", &revocation)
-	if text := strings.Join(creation, " "); strings.Contains(text, "CREATE ROLE") && !strings.Contains(text, "{{expiration}}") {
-		c.add(plugins.Weakens, subject, "the creation statements of "+path+" set no end: a user that vault loses lives on",
-			"add to CREATE ROLE: VALID UNTIL '{{expiration}}'")
-	}
-	if !strings.Contains(strings.Join(revocation, " "), "pg_terminate_backend") && strings.Contains(strings.Join(creation, " "), "CREATE ROLE") {
-		c.add(plugins.Weakens, subject, "the revocation statements of "+path+" do not end open sessions",
-			`begin them with: ALTER ROLE "{{name}}" NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity `+
-				`WHERE usename='{{name}}'; DROP ROLE IF EXISTS "{{name}}";`)
-	}
 }

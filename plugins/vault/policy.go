@@ -136,26 +136,3 @@ func quote(s string) string {
 func printable(s string) string { return strings.Trim(quote(s), `"`) }
 
 var errPatternedPath = errors.New("a path with parameters cannot be listed")
-
-// CheckPolicyText returns what `stintd check` reads beyond PolicyText, for a token of its own. Its error wraps
-// plugins.ErrInvalidRole.
-func CheckPolicyText(roles []plugins.Role) (string, error) {
-	paths := map[string]bool{}
-	for _, role := range roles {
-		r, err := recipe.Parse(role)
-		if err != nil {
-			return "", err
-		}
-		paths["sys/policies/acl/"+r.Policy] = true
-		paths["sys/mounts/"+r.Mount()] = true
-		if path, ok := engineRole(r); ok && r.Kind == recipe.Lease {
-			paths[path] = true
-		}
-	}
-	var out strings.Builder
-	out.WriteString("# For `stintd check` only, beside the policy of stint's own token.\n")
-	for _, path := range slices.Sorted(maps.Keys(paths)) {
-		fmt.Fprintf(&out, "path %s { capabilities = [\"read\"] }\n", quote(path))
-	}
-	return out.String(), nil
-}

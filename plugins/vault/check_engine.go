@@ -1,0 +1,143 @@
+package vault
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/stint-dev/stint/plugins/vault/internal/recipe"
+	"github.com/stint-dev/stint/plugins/vault/internal/rest"
+)
+
+// The statements that docs/databases.md explains.
+const (
+	// PostgreSQLValidUntil ends a user by PostgreSQL's own clock.
+	PostgreSQLValidUntil = `VALID UNTIL '{{expiration}}'`
+	// PostgreSQLRevocation ends a user and the sessions that it has open.
+	PostgreSQLRevocation = `ALTER ROLE "{{name}}" NOLOGIN; ` +
+		`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; DROP ROLE IF EXISTS "{{name}}";`
+	// MySQLRevocation does the same with the procedure stint_end_sessions, since KILL takes no query.
+	MySQLRevocation = `ALTER USER '{{name}}'@'%' ACCOUNT LOCK; CALL mysql.stint_end_sessions('{{name}}'); DROP USER IF EXISTS '{{name}}'@'%';`
+)
+
+// existing reads an engine's role and reports one that is not there.
+func (c *roleChecker) existing(path, how string) *rest.Reply {
+	reply, missing := c.read(path)
+	if missing {
+		c.breaks("engine-role-missing", c.subject, path+" does not exist", "vault write "+path+" "+how)
+	}
+	return reply
+}
+
+func (c *roleChecker) ssh(path string) {
+	reply := c.existing(path, "key_type=otp default_user=USER cidr_list=CIDR")
+	var kind string
+	if reply != nil && reply.Decode("key_type", &kind) && kind != "otp" {
+		c.breaks("ssh-not-otp", c.subject, path+" has key_type "+kind+", which vault cannot revoke", "vault write "+path+" key_type=otp …")
+	}
+}
+
+func (c *roleChecker) pki(path string) {
+	if reply := c.existing(path, "generate_lease=true …"); reply != nil {
+		c.pkiRole(path, reply)
+	}
+	crl := c.recipe.Mount() + "/config/crl"
+	reply, missing := c.read(crl)
+	if reply == nil && !missing {
+		return
+	}
+	var disabled, rebuilds bool
+	if reply != nil {
+		reply.Decode("disable", &disabled)
+		reply.Decode("auto_rebuild", &rebuilds)
+	}
+	switch {
+	case disabled:
+		c.breaks("pki-crl-off", c.subject, crl+" disables the CRL: nobody learns of a revocation", "vault write "+crl+" disable=false")
+	case !rebuilds:
+		c.weakens("pki-auto-rebuild", c.subject, crl+" has auto_rebuild off: each revocation rebuilds the whole CRL, in seconds once it has thousands of entries",
+			"vault write "+crl+" auto_rebuild=true enable_delta=true delta_rebuild_interval=1m expiry=1h auto_rebuild_grace_period=30m")
+	}
+}
+
+func (c *roleChecker) pkiRole(path string, reply *rest.Reply) {
+	var generates, noStore bool
+	reply.Decode("no_store", &noStore)
+	switch {
+	case noStore:
+		c.breaks("pki-no-store", c.subject, path+" stores no certificates, so none can be revoked", "vault write "+path+" no_store=false generate_lease=true")
+	case reply.Decode("generate_lease", &generates) && !generates:
+		c.breaks("pki-no-lease", c.subject, path+" makes certificates without a lease, which stint cannot revoke", "vault write "+path+" generate_lease=true")
+	}
+	if !c.takesTTL() {
+		c.breaks("engine-ttl", c.subject, "leases of pki cannot be cut, and the request does not say how long the certificate may live: what lives too long is refused",
+			`vault: {data: {ttl: "{{ .ttl }}"}} in the role`)
+	}
+	c.engineMax(path, reply)
+}
+
+// takesTTL reports whether the request depends on the TTL.
+func (c *roleChecker) takesTTL() bool {
+	params := map[string]string{}
+	for _, name := range c.role.Parameters {
+		params[name] = sample
+	}
+	_, _, one, err := c.recipe.Call(recipe.Values{Params: params, TTL: 1})
+	_, _, other, err2 := c.recipe.Call(recipe.Values{Params: params, TTL: 2})
+	return err != nil || err2 != nil || !reflect.DeepEqual(one, other)
+}
+
+// engineMax is about a role of the engine that ends its leases before Stint's role does.
+func (c *roleChecker) engineMax(path string, reply *rest.Reply) {
+	var limit int64
+	if reply.Decode("max_ttl", &limit) && limit > 0 && seconds(limit) < c.role.MaxTTL {
+		c.weakens("engine-max-ttl", c.subject, fmt.Sprintf("ttl.max is %s, and %s ends every lease after %s", c.role.MaxTTL, path, seconds(limit)),
+			fmt.Sprintf("vault write %s max_ttl=%s …, or ttl: {max: %s} in the role", path, c.role.MaxTTL, seconds(limit)))
+	}
+}
+
+func (c *roleChecker) database(path string) {
+	reply := c.existing(path, "db_name=… creation_statements=… revocation_statements=…")
+	if reply == nil {
+		return
+	}
+	c.engineMax(path, reply)
+	creation, revocation := statements(reply, "creation_statements"), statements(reply, "revocation_statements")
+	switch databaseKind(creation) {
+	case "postgresql":
+		if !strings.Contains(creation, "{{expiration}}") || !strings.Contains(strings.ToUpper(creation), "VALID UNTIL") {
+			c.breaks("database-no-end", c.subject, "the creation statements of "+path+" set no end: a user that vault loses lives on",
+				"add to CREATE ROLE: "+PostgreSQLValidUntil)
+		}
+		if !strings.Contains(revocation, "pg_terminate_backend") {
+			c.sessions(path, PostgreSQLRevocation)
+		}
+	case "mysql":
+		if text := strings.ToUpper(revocation); !strings.Contains(text, "KILL") && !strings.Contains(text, "CALL ") {
+			c.sessions(path, MySQLRevocation)
+		}
+	}
+}
+
+func (c *roleChecker) sessions(path, remedy string) {
+	c.weakens("database-sessions", c.subject, "the revocation statements of "+path+" do not end open sessions",
+		"revocation_statements: "+remedy+" (docs/databases.md)")
+}
+
+func statements(reply *rest.Reply, key string) string {
+	var list []string
+	reply.Decode(key, &list)
+	return strings.Join(list, "; ")
+}
+
+// databaseKind tells the two families of SQL apart by how they name a user; "" for others.
+func databaseKind(creation string) string {
+	text := strings.ToUpper(creation)
+	switch {
+	case strings.Contains(text, "CREATE USER '{{NAME}}'@"), strings.Contains(text, "CREATE USER '{{USERNAME}}'@"):
+		return "mysql"
+	case strings.Contains(text, "CREATE ROLE"), strings.Contains(text, `CREATE USER "{{NAME}}"`):
+		return "postgresql"
+	}
+	return ""
+}
