@@ -33,6 +33,9 @@ const (
 	LogStarted      Event = "log.started"   // the first record of an epoch
 	ServerStarted   Event = "server.started"
 	ServerStopped   Event = "server.stopped"
+	AgentSuspended  Event = "agent.suspended" // by an operator, until it is resumed
+	AgentResumed    Event = "agent.resumed"
+	StopAsked       Event = "stop.asked" // by an operator: everything of what the record names
 	ConfigReloaded  Event = "config.reloaded"
 	TextErased      Event = "text.erased"
 )

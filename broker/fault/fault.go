@@ -16,6 +16,7 @@ const (
 	Unauthenticated       Reason = "UNAUTHENTICATED"
 	SVIDExpired           Reason = "SVID_EXPIRED"
 	AdminRoleRequired     Reason = "ADMIN_ROLE_REQUIRED"
+	AgentSuspended        Reason = "AGENT_SUSPENDED"
 	NoProfile             Reason = "NO_PROFILE"
 	RoleOutsideProfile    Reason = "ROLE_OUTSIDE_PROFILE"
 	PurposeOutsideProfile Reason = "PURPOSE_OUTSIDE_PROFILE"

@@ -132,6 +132,43 @@ type Resource struct {
 	Source string // "api" or a file's name
 }
 
+// Agents are the rows of agents whose state somebody has set. An agent without a row is ACTIVE.
+type Agents interface {
+	// Agent returns an agent by its SPIFFE ID, or ErrNotFound.
+	Agent(id string) (Agent, error)
+	// PutAgent adds or replaces one.
+	PutAgent(a Agent) error
+	// ListAgents returns a page, by ID.
+	ListAgents(f AgentFilter) ([]Agent, error)
+}
+
+// AgentState is whether an agent may call.
+type AgentState string
+
+// The states.
+const (
+	AgentActive    AgentState = "ACTIVE"
+	AgentSuspended AgentState = "SUSPENDED"
+)
+
+// Agent is a principal, as far as it has a state of its own.
+type Agent struct {
+	ID    string // SPIFFE ID
+	State AgentState
+	Since time.Time // when the state was set
+	By    string    // who set it: a SPIFFE ID, or "local:uid:0"
+	// Record is the index of the audit record of that.
+	Record int64
+}
+
+// AgentFilter chooses agents. Zero fields choose all.
+type AgentFilter struct {
+	State AgentState
+	// After continues a listing: only agents with a greater ID.
+	After string
+	Limit int // at least 1
+}
+
 // Rows is everything inside one transaction.
 type Rows interface {
 	Tasks
@@ -139,4 +176,5 @@ type Rows interface {
 	Queue
 	Counts
 	Resources
+	Agents
 }

@@ -61,6 +61,9 @@ func accessTable() map[string]rule {
 		stintv1.AdminService_ListAllTasks_FullMethodName:   {admins: all},
 		stintv1.AdminService_ListAllLeases_FullMethodName:  {admins: all},
 		stintv1.AdminService_StopTask_FullMethodName:       {admins: stop, ends: true},
+		stintv1.AdminService_Stop_FullMethodName:           {admins: stop, ends: true},
+		stintv1.AdminService_ResumeAgent_FullMethodName:    {admins: stop},
+		stintv1.AdminService_ListAgents_FullMethodName:     {admins: all},
 		stintv1.AdminService_WhoIs_FullMethodName:          {admins: all},
 
 		stintv1.AuditService_ListRecords_FullMethodName:         {admins: audits},

@@ -42,6 +42,9 @@ AdminService DeleteResource A L
 AdminService ListAllTasks A O U L
 AdminService ListAllLeases A O U L
 AdminService StopTask A O L
+AdminService Stop A O L
+AdminService ResumeAgent A O L
+AdminService ListAgents A O U L
 AdminService WhoIs A O U L
 AuditService ListRecords A U L
 AuditService StreamRecords A U L

@@ -31,7 +31,7 @@ func codeOf(r fault.Reason) codes.Code {
 		return codes.Internal
 	case fault.Unauthenticated, fault.SVIDExpired:
 		return codes.Unauthenticated
-	case fault.AdminRoleRequired, fault.NoProfile, fault.RoleOutsideProfile, fault.PurposeOutsideProfile,
+	case fault.AdminRoleRequired, fault.AgentSuspended, fault.NoProfile, fault.RoleOutsideProfile, fault.PurposeOutsideProfile,
 		fault.PolicyDenied, fault.PolicyError, fault.TTLTooLong, fault.ApprovalUnavailable, fault.RoleNotInTask:
 		return codes.PermissionDenied
 	case fault.TooManyTasks, fault.TooManyLeases, fault.RateLimited:

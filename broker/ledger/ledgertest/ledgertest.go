@@ -35,6 +35,7 @@ func Run(t *testing.T, open Opener) {
 		"claims":        testClaims,
 		"counts":        testCounts,
 		"resources":     testResources,
+		"agents":        testAgents,
 		"nested":        testNested,
 		"rollback":      testRollback,
 		"snapshot":      testSnapshot,

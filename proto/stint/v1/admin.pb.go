@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -78,6 +79,59 @@ func (x ResourceKind) Number() protoreflect.EnumNumber {
 // Deprecated: Use ResourceKind.Descriptor instead.
 func (ResourceKind) EnumDescriptor() ([]byte, []int) {
 	return file_stint_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+// AgentState is whether an agent may call.
+type AgentState int32
+
+const (
+	// Any.
+	AgentState_AGENT_STATE_UNSPECIFIED AgentState = 0
+	// It may.
+	AgentState_AGENT_STATE_ACTIVE AgentState = 1
+	// Every call is refused.
+	AgentState_AGENT_STATE_SUSPENDED AgentState = 2
+)
+
+// Enum value maps for AgentState.
+var (
+	AgentState_name = map[int32]string{
+		0: "AGENT_STATE_UNSPECIFIED",
+		1: "AGENT_STATE_ACTIVE",
+		2: "AGENT_STATE_SUSPENDED",
+	}
+	AgentState_value = map[string]int32{
+		"AGENT_STATE_UNSPECIFIED": 0,
+		"AGENT_STATE_ACTIVE":      1,
+		"AGENT_STATE_SUSPENDED":   2,
+	}
+)
+
+func (x AgentState) Enum() *AgentState {
+	p := new(AgentState)
+	*p = x
+	return p
+}
+
+func (x AgentState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AgentState) Descriptor() protoreflect.EnumDescriptor {
+	return file_stint_v1_admin_proto_enumTypes[1].Descriptor()
+}
+
+func (AgentState) Type() protoreflect.EnumType {
+	return &file_stint_v1_admin_proto_enumTypes[1]
+}
+
+func (x AgentState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AgentState.Descriptor instead.
+func (AgentState) EnumDescriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
 // Resource is an applied resource.
@@ -1041,6 +1095,601 @@ func (x *StopTaskResponse) GetCheckpoint() string {
 	return ""
 }
 
+// StopRequest says what to end.
+type StopRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is ended, if it is there when the call comes. With a task, an agent, a profile or all, tasks are closed and
+	// everything issued for them ends. With a role or a backend, what was issued by it ends and tasks stay open.
+	//
+	// Types that are valid to be assigned to Target:
+	//
+	//	*StopRequest_Task
+	//	*StopRequest_Agent
+	//	*StopRequest_Profile
+	//	*StopRequest_Role
+	//	*StopRequest_Backend
+	//	*StopRequest_All
+	Target isStopRequest_Target `protobuf_oneof:"target"`
+	// Suspend the agent in the commit that closes its first tasks: nothing more is admitted, every call of it is refused,
+	// its streams end. Only with an agent.
+	Suspend bool `protobuf:"varint,7,opt,name=suspend,proto3" json:"suspend,omitempty"`
+	// Why, for the record; kept as a salted hash.
+	Comment string `protobuf:"bytes,8,opt,name=comment,proto3" json:"comment,omitempty"`
+	// Send progress for so long or until everything has ended, at most 10 minutes. Unset: end once everything was chosen.
+	Wait *durationpb.Duration `protobuf:"bytes,9,opt,name=wait,proto3" json:"wait,omitempty"`
+	// Say what would be ended, and change nothing.
+	DryRun        bool `protobuf:"varint,10,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopRequest) Reset() {
+	*x = StopRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopRequest) ProtoMessage() {}
+
+func (x *StopRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
+func (*StopRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StopRequest) GetTarget() isStopRequest_Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *StopRequest) GetTask() string {
+	if x != nil {
+		if x, ok := x.Target.(*StopRequest_Task); ok {
+			return x.Task
+		}
+	}
+	return ""
+}
+
+func (x *StopRequest) GetAgent() string {
+	if x != nil {
+		if x, ok := x.Target.(*StopRequest_Agent); ok {
+			return x.Agent
+		}
+	}
+	return ""
+}
+
+func (x *StopRequest) GetProfile() string {
+	if x != nil {
+		if x, ok := x.Target.(*StopRequest_Profile); ok {
+			return x.Profile
+		}
+	}
+	return ""
+}
+
+func (x *StopRequest) GetRole() string {
+	if x != nil {
+		if x, ok := x.Target.(*StopRequest_Role); ok {
+			return x.Role
+		}
+	}
+	return ""
+}
+
+func (x *StopRequest) GetBackend() string {
+	if x != nil {
+		if x, ok := x.Target.(*StopRequest_Backend); ok {
+			return x.Backend
+		}
+	}
+	return ""
+}
+
+func (x *StopRequest) GetAll() bool {
+	if x != nil {
+		if x, ok := x.Target.(*StopRequest_All); ok {
+			return x.All
+		}
+	}
+	return false
+}
+
+func (x *StopRequest) GetSuspend() bool {
+	if x != nil {
+		return x.Suspend
+	}
+	return false
+}
+
+func (x *StopRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *StopRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *StopRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type isStopRequest_Target interface {
+	isStopRequest_Target()
+}
+
+type StopRequest_Task struct {
+	// One task: "tasks/<UUIDv7>" or "tasks/<short name>".
+	Task string `protobuf:"bytes,1,opt,name=task,proto3,oneof"`
+}
+
+type StopRequest_Agent struct {
+	// One agent's tasks, by its exact SPIFFE ID.
+	Agent string `protobuf:"bytes,2,opt,name=agent,proto3,oneof"`
+}
+
+type StopRequest_Profile struct {
+	// The tasks that were declared under a profile, by its name.
+	Profile string `protobuf:"bytes,3,opt,name=profile,proto3,oneof"`
+}
+
+type StopRequest_Role struct {
+	// What was issued by a role, by its name.
+	Role string `protobuf:"bytes,4,opt,name=role,proto3,oneof"`
+}
+
+type StopRequest_Backend struct {
+	// What was issued at a backend: "vault/prod".
+	Backend string `protobuf:"bytes,5,opt,name=backend,proto3,oneof"`
+}
+
+type StopRequest_All struct {
+	// Everybody's tasks.
+	All bool `protobuf:"varint,6,opt,name=all,proto3,oneof"`
+}
+
+func (*StopRequest_Task) isStopRequest_Target() {}
+
+func (*StopRequest_Agent) isStopRequest_Target() {}
+
+func (*StopRequest_Profile) isStopRequest_Target() {}
+
+func (*StopRequest_Role) isStopRequest_Target() {}
+
+func (*StopRequest_Backend) isStopRequest_Target() {}
+
+func (*StopRequest_All) isStopRequest_Target() {}
+
+// StopProgress says how a stop goes on. Numbers are of what this call chose: what was open when it came.
+type StopProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tasks that were open.
+	Tasks int32 `protobuf:"varint,1,opt,name=tasks,proto3" json:"tasks,omitempty"`
+	// Leases whose end was not known.
+	Leases int32 `protobuf:"varint,2,opt,name=leases,proto3" json:"leases,omitempty"`
+	// Those of them whose end is known by now, by kind of proof (TeardownSummary.by_proof). "disclosed" is no end: what a
+	// backend cannot end goes on working.
+	ByProof map[string]int32 `protobuf:"bytes,3,rep,name=by_proof,json=byProof,proto3" json:"by_proof,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Those whose end is not known yet.
+	Open int32 `protobuf:"varint,4,opt,name=open,proto3" json:"open,omitempty"`
+	// Open ones whose end is overdue.
+	Stuck int32 `protobuf:"varint,5,opt,name=stuck,proto3" json:"stuck,omitempty"`
+	// Open ones that have no end of their own, so that no instant can be stated for them.
+	Unbounded int32 `protobuf:"varint,6,opt,name=unbounded,proto3" json:"unbounded,omitempty"`
+	// Until when, at worst, one of them could still work where revocation is honoured; unset where that has passed.
+	UsableUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=usable_until,json=usableUntil,proto3" json:"usable_until,omitempty"`
+	// Until when relying parties that check no revocation accept a certificate of them; unset where that has passed.
+	UncheckedUntil *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=unchecked_until,json=uncheckedUntil,proto3" json:"unchecked_until,omitempty"`
+	// Everything was chosen, and its end is committed. Until then numbers grow.
+	Chosen bool `protobuf:"varint,9,opt,name=chosen,proto3" json:"chosen,omitempty"`
+	// The last message of the call.
+	Done bool `protobuf:"varint,10,opt,name=done,proto3" json:"done,omitempty"`
+	// With suspend: the agent after that.
+	Agent *Agent `protobuf:"bytes,11,opt,name=agent,proto3" json:"agent,omitempty"`
+	// The signed checkpoint of the audit log after what was committed last.
+	Checkpoint    string `protobuf:"bytes,12,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StopProgress) Reset() {
+	*x = StopProgress{}
+	mi := &file_stint_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StopProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StopProgress) ProtoMessage() {}
+
+func (x *StopProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StopProgress.ProtoReflect.Descriptor instead.
+func (*StopProgress) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *StopProgress) GetTasks() int32 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
+func (x *StopProgress) GetLeases() int32 {
+	if x != nil {
+		return x.Leases
+	}
+	return 0
+}
+
+func (x *StopProgress) GetByProof() map[string]int32 {
+	if x != nil {
+		return x.ByProof
+	}
+	return nil
+}
+
+func (x *StopProgress) GetOpen() int32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
+}
+
+func (x *StopProgress) GetStuck() int32 {
+	if x != nil {
+		return x.Stuck
+	}
+	return 0
+}
+
+func (x *StopProgress) GetUnbounded() int32 {
+	if x != nil {
+		return x.Unbounded
+	}
+	return 0
+}
+
+func (x *StopProgress) GetUsableUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UsableUntil
+	}
+	return nil
+}
+
+func (x *StopProgress) GetUncheckedUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UncheckedUntil
+	}
+	return nil
+}
+
+func (x *StopProgress) GetChosen() bool {
+	if x != nil {
+		return x.Chosen
+	}
+	return false
+}
+
+func (x *StopProgress) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *StopProgress) GetAgent() *Agent {
+	if x != nil {
+		return x.Agent
+	}
+	return nil
+}
+
+func (x *StopProgress) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+// Agent is an agent whose state somebody has set.
+type Agent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its SPIFFE ID.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Whether it may call.
+	State AgentState `protobuf:"varint,2,opt,name=state,proto3,enum=stint.v1.AgentState" json:"state,omitempty"`
+	// Since when.
+	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	// Who has set it: a SPIFFE ID, or "local:uid:<n>".
+	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// The audit record of that.
+	AuditIndex    int64 `protobuf:"varint,5,opt,name=audit_index,json=auditIndex,proto3" json:"audit_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Agent) Reset() {
+	*x = Agent{}
+	mi := &file_stint_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Agent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Agent) ProtoMessage() {}
+
+func (x *Agent) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Agent.ProtoReflect.Descriptor instead.
+func (*Agent) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Agent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Agent) GetState() AgentState {
+	if x != nil {
+		return x.State
+	}
+	return AgentState_AGENT_STATE_UNSPECIFIED
+}
+
+func (x *Agent) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Agent) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Agent) GetAuditIndex() int64 {
+	if x != nil {
+		return x.AuditIndex
+	}
+	return 0
+}
+
+// ResumeAgentRequest names an agent.
+type ResumeAgentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its exact SPIFFE ID.
+	Agent string `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
+	// Why, for the record; kept as a salted hash.
+	Comment       string `protobuf:"bytes,2,opt,name=comment,proto3" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeAgentRequest) Reset() {
+	*x = ResumeAgentRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeAgentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeAgentRequest) ProtoMessage() {}
+
+func (x *ResumeAgentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeAgentRequest.ProtoReflect.Descriptor instead.
+func (*ResumeAgentRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ResumeAgentRequest) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *ResumeAgentRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+// ListAgentsRequest lists agents.
+type ListAgentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1,000; zero means 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last answer.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only this state; unset means any.
+	State         AgentState `protobuf:"varint,3,opt,name=state,proto3,enum=stint.v1.AgentState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAgentsRequest) Reset() {
+	*x = ListAgentsRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAgentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAgentsRequest) ProtoMessage() {}
+
+func (x *ListAgentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAgentsRequest.ProtoReflect.Descriptor instead.
+func (*ListAgentsRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ListAgentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAgentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAgentsRequest) GetState() AgentState {
+	if x != nil {
+		return x.State
+	}
+	return AgentState_AGENT_STATE_UNSPECIFIED
+}
+
+// ListAgentsResponse is a page of agents.
+type ListAgentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By ID.
+	Agents []*Agent `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"`
+	// Empty after the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAgentsResponse) Reset() {
+	*x = ListAgentsResponse{}
+	mi := &file_stint_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAgentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAgentsResponse) ProtoMessage() {}
+
+func (x *ListAgentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAgentsResponse.ProtoReflect.Descriptor instead.
+func (*ListAgentsResponse) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ListAgentsResponse) GetAgents() []*Agent {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+func (x *ListAgentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // WhoIsRequest holds what was found somewhere.
 type WhoIsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1052,7 +1701,7 @@ type WhoIsRequest struct {
 
 func (x *WhoIsRequest) Reset() {
 	*x = WhoIsRequest{}
-	mi := &file_stint_v1_admin_proto_msgTypes[16]
+	mi := &file_stint_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1713,7 @@ func (x *WhoIsRequest) String() string {
 func (*WhoIsRequest) ProtoMessage() {}
 
 func (x *WhoIsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_stint_v1_admin_proto_msgTypes[16]
+	mi := &file_stint_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1726,7 @@ func (x *WhoIsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoIsRequest.ProtoReflect.Descriptor instead.
 func (*WhoIsRequest) Descriptor() ([]byte, []int) {
-	return file_stint_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WhoIsRequest) GetQuery() string {
@@ -1100,7 +1749,7 @@ type WhoIsResponse struct {
 
 func (x *WhoIsResponse) Reset() {
 	*x = WhoIsResponse{}
-	mi := &file_stint_v1_admin_proto_msgTypes[17]
+	mi := &file_stint_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1761,7 @@ func (x *WhoIsResponse) String() string {
 func (*WhoIsResponse) ProtoMessage() {}
 
 func (x *WhoIsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_stint_v1_admin_proto_msgTypes[17]
+	mi := &file_stint_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1774,7 @@ func (x *WhoIsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoIsResponse.ProtoReflect.Descriptor instead.
 func (*WhoIsResponse) Descriptor() ([]byte, []int) {
-	return file_stint_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WhoIsResponse) GetTask() *Task {
@@ -1146,7 +1795,7 @@ var File_stint_v1_admin_proto protoreflect.FileDescriptor
 
 const file_stint_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x14stint/v1/admin.proto\x12\bstint.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x13stint/v1/task.proto\"\xd4\x01\n" +
+	"\x14stint/v1/admin.proto\x12\bstint.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13stint/v1/task.proto\"\xd4\x01\n" +
 	"\bResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x16.stint.v1.ResourceKindR\x04kind\x12\x12\n" +
@@ -1213,7 +1862,65 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\x06leases\x18\x02 \x03(\v2\x0f.stint.v1.LeaseR\x06leases\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x03 \x01(\tR\n" +
-	"checkpoint\"0\n" +
+	"checkpoint\"\x88\x03\n" +
+	"\vStopRequest\x12 \n" +
+	"\x04task\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x01H\x00R\x04task\x12\"\n" +
+	"\x05agent\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x10H\x00R\x05agent\x12&\n" +
+	"\aprofile\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x01H\x00R\aprofile\x12 \n" +
+	"\x04role\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x01H\x00R\x04role\x12&\n" +
+	"\abackend\x18\x05 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x01H\x00R\abackend\x12\x1b\n" +
+	"\x03all\x18\x06 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\x03all\x12\x18\n" +
+	"\asuspend\x18\a \x01(\bR\asuspend\x12\"\n" +
+	"\acomment\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\bR\acomment\x12<\n" +
+	"\x04wait\x18\t \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\x12\x17\n" +
+	"\adry_run\x18\n" +
+	" \x01(\bR\x06dryRunB\x0f\n" +
+	"\x06target\x12\x05\xbaH\x02\b\x01\"\xf7\x03\n" +
+	"\fStopProgress\x12\x14\n" +
+	"\x05tasks\x18\x01 \x01(\x05R\x05tasks\x12\x16\n" +
+	"\x06leases\x18\x02 \x01(\x05R\x06leases\x12>\n" +
+	"\bby_proof\x18\x03 \x03(\v2#.stint.v1.StopProgress.ByProofEntryR\abyProof\x12\x12\n" +
+	"\x04open\x18\x04 \x01(\x05R\x04open\x12\x14\n" +
+	"\x05stuck\x18\x05 \x01(\x05R\x05stuck\x12\x1c\n" +
+	"\tunbounded\x18\x06 \x01(\x05R\tunbounded\x12=\n" +
+	"\fusable_until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vusableUntil\x12C\n" +
+	"\x0funchecked_until\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x0euncheckedUntil\x12\x16\n" +
+	"\x06chosen\x18\t \x01(\bR\x06chosen\x12\x12\n" +
+	"\x04done\x18\n" +
+	" \x01(\bR\x04done\x12%\n" +
+	"\x05agent\x18\v \x01(\v2\x0f.stint.v1.AgentR\x05agent\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\f \x01(\tR\n" +
+	"checkpoint\x1a:\n" +
+	"\fByProofEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xa6\x01\n" +
+	"\x05Agent\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12*\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x14.stint.v1.AgentStateR\x05state\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x12\x1f\n" +
+	"\vaudit_index\x18\x05 \x01(\x03R\n" +
+	"auditIndex\"Z\n" +
+	"\x12ResumeAgentRequest\x12 \n" +
+	"\x05agent\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05agent\x12\"\n" +
+	"\acomment\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\acomment\"\x91\x01\n" +
+	"\x11ListAgentsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tpageToken\x12*\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x14.stint.v1.AgentStateR\x05state\"e\n" +
+	"\x12ListAgentsResponse\x12'\n" +
+	"\x06agents\x18\x01 \x03(\v2\x0f.stint.v1.AgentR\x06agents\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"0\n" +
 	"\fWhoIsRequest\x12 \n" +
 	"\x05query\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05query\"Z\n" +
@@ -1224,7 +1931,12 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_KIND_ROLE\x10\x01\x12\x19\n" +
 	"\x15RESOURCE_KIND_PROFILE\x10\x02\x12\x18\n" +
-	"\x14RESOURCE_KIND_POLICY\x10\x032\xce\x04\n" +
+	"\x14RESOURCE_KIND_POLICY\x10\x03*\\\n" +
+	"\n" +
+	"AgentState\x12\x1b\n" +
+	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12AGENT_STATE_ACTIVE\x10\x01\x12\x19\n" +
+	"\x15AGENT_STATE_SUSPENDED\x10\x022\x8e\x06\n" +
 	"\fAdminService\x128\n" +
 	"\x05Apply\x12\x16.stint.v1.ApplyRequest\x1a\x17.stint.v1.ApplyResponse\x12?\n" +
 	"\vGetResource\x12\x1c.stint.v1.GetResourceRequest\x1a\x12.stint.v1.Resource\x12P\n" +
@@ -1232,7 +1944,11 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\x0eDeleteResource\x12\x1f.stint.v1.DeleteResourceRequest\x1a .stint.v1.DeleteResourceResponse\x12M\n" +
 	"\fListAllTasks\x12\x1d.stint.v1.ListAllTasksRequest\x1a\x1e.stint.v1.ListAllTasksResponse\x12P\n" +
 	"\rListAllLeases\x12\x1e.stint.v1.ListAllLeasesRequest\x1a\x1f.stint.v1.ListAllLeasesResponse\x12A\n" +
-	"\bStopTask\x12\x19.stint.v1.StopTaskRequest\x1a\x1a.stint.v1.StopTaskResponse\x128\n" +
+	"\bStopTask\x12\x19.stint.v1.StopTaskRequest\x1a\x1a.stint.v1.StopTaskResponse\x127\n" +
+	"\x04Stop\x12\x15.stint.v1.StopRequest\x1a\x16.stint.v1.StopProgress0\x01\x12<\n" +
+	"\vResumeAgent\x12\x1c.stint.v1.ResumeAgentRequest\x1a\x0f.stint.v1.Agent\x12G\n" +
+	"\n" +
+	"ListAgents\x12\x1b.stint.v1.ListAgentsRequest\x1a\x1c.stint.v1.ListAgentsResponse\x128\n" +
 	"\x05WhoIs\x12\x16.stint.v1.WhoIsRequest\x1a\x17.stint.v1.WhoIsResponseB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
 
 var (
@@ -1247,72 +1963,96 @@ func file_stint_v1_admin_proto_rawDescGZIP() []byte {
 	return file_stint_v1_admin_proto_rawDescData
 }
 
-var file_stint_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_stint_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_stint_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_stint_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_stint_v1_admin_proto_goTypes = []any{
 	(ResourceKind)(0),              // 0: stint.v1.ResourceKind
-	(*Resource)(nil),               // 1: stint.v1.Resource
-	(*Document)(nil),               // 2: stint.v1.Document
-	(*ApplyRequest)(nil),           // 3: stint.v1.ApplyRequest
-	(*Change)(nil),                 // 4: stint.v1.Change
-	(*ApplyResponse)(nil),          // 5: stint.v1.ApplyResponse
-	(*GetResourceRequest)(nil),     // 6: stint.v1.GetResourceRequest
-	(*ListResourcesRequest)(nil),   // 7: stint.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),  // 8: stint.v1.ListResourcesResponse
-	(*DeleteResourceRequest)(nil),  // 9: stint.v1.DeleteResourceRequest
-	(*DeleteResourceResponse)(nil), // 10: stint.v1.DeleteResourceResponse
-	(*ListAllTasksRequest)(nil),    // 11: stint.v1.ListAllTasksRequest
-	(*ListAllTasksResponse)(nil),   // 12: stint.v1.ListAllTasksResponse
-	(*ListAllLeasesRequest)(nil),   // 13: stint.v1.ListAllLeasesRequest
-	(*ListAllLeasesResponse)(nil),  // 14: stint.v1.ListAllLeasesResponse
-	(*StopTaskRequest)(nil),        // 15: stint.v1.StopTaskRequest
-	(*StopTaskResponse)(nil),       // 16: stint.v1.StopTaskResponse
-	(*WhoIsRequest)(nil),           // 17: stint.v1.WhoIsRequest
-	(*WhoIsResponse)(nil),          // 18: stint.v1.WhoIsResponse
-	(*Exposure)(nil),               // 19: stint.v1.Exposure
-	(TaskState)(0),                 // 20: stint.v1.TaskState
-	(*Task)(nil),                   // 21: stint.v1.Task
-	(LeaseState)(0),                // 22: stint.v1.LeaseState
-	(*Lease)(nil),                  // 23: stint.v1.Lease
-	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
+	(AgentState)(0),                // 1: stint.v1.AgentState
+	(*Resource)(nil),               // 2: stint.v1.Resource
+	(*Document)(nil),               // 3: stint.v1.Document
+	(*ApplyRequest)(nil),           // 4: stint.v1.ApplyRequest
+	(*Change)(nil),                 // 5: stint.v1.Change
+	(*ApplyResponse)(nil),          // 6: stint.v1.ApplyResponse
+	(*GetResourceRequest)(nil),     // 7: stint.v1.GetResourceRequest
+	(*ListResourcesRequest)(nil),   // 8: stint.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),  // 9: stint.v1.ListResourcesResponse
+	(*DeleteResourceRequest)(nil),  // 10: stint.v1.DeleteResourceRequest
+	(*DeleteResourceResponse)(nil), // 11: stint.v1.DeleteResourceResponse
+	(*ListAllTasksRequest)(nil),    // 12: stint.v1.ListAllTasksRequest
+	(*ListAllTasksResponse)(nil),   // 13: stint.v1.ListAllTasksResponse
+	(*ListAllLeasesRequest)(nil),   // 14: stint.v1.ListAllLeasesRequest
+	(*ListAllLeasesResponse)(nil),  // 15: stint.v1.ListAllLeasesResponse
+	(*StopTaskRequest)(nil),        // 16: stint.v1.StopTaskRequest
+	(*StopTaskResponse)(nil),       // 17: stint.v1.StopTaskResponse
+	(*StopRequest)(nil),            // 18: stint.v1.StopRequest
+	(*StopProgress)(nil),           // 19: stint.v1.StopProgress
+	(*Agent)(nil),                  // 20: stint.v1.Agent
+	(*ResumeAgentRequest)(nil),     // 21: stint.v1.ResumeAgentRequest
+	(*ListAgentsRequest)(nil),      // 22: stint.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),     // 23: stint.v1.ListAgentsResponse
+	(*WhoIsRequest)(nil),           // 24: stint.v1.WhoIsRequest
+	(*WhoIsResponse)(nil),          // 25: stint.v1.WhoIsResponse
+	nil,                            // 26: stint.v1.StopProgress.ByProofEntry
+	(*Exposure)(nil),               // 27: stint.v1.Exposure
+	(TaskState)(0),                 // 28: stint.v1.TaskState
+	(*Task)(nil),                   // 29: stint.v1.Task
+	(LeaseState)(0),                // 30: stint.v1.LeaseState
+	(*Lease)(nil),                  // 31: stint.v1.Lease
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
 }
 var file_stint_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: stint.v1.Resource.kind:type_name -> stint.v1.ResourceKind
-	19, // 1: stint.v1.Resource.exposure:type_name -> stint.v1.Exposure
-	2,  // 2: stint.v1.ApplyRequest.documents:type_name -> stint.v1.Document
-	4,  // 3: stint.v1.ApplyResponse.changes:type_name -> stint.v1.Change
+	27, // 1: stint.v1.Resource.exposure:type_name -> stint.v1.Exposure
+	3,  // 2: stint.v1.ApplyRequest.documents:type_name -> stint.v1.Document
+	5,  // 3: stint.v1.ApplyResponse.changes:type_name -> stint.v1.Change
 	0,  // 4: stint.v1.ListResourcesRequest.kind:type_name -> stint.v1.ResourceKind
-	1,  // 5: stint.v1.ListResourcesResponse.resources:type_name -> stint.v1.Resource
-	20, // 6: stint.v1.ListAllTasksRequest.states:type_name -> stint.v1.TaskState
-	21, // 7: stint.v1.ListAllTasksResponse.tasks:type_name -> stint.v1.Task
-	22, // 8: stint.v1.ListAllLeasesRequest.states:type_name -> stint.v1.LeaseState
-	23, // 9: stint.v1.ListAllLeasesResponse.leases:type_name -> stint.v1.Lease
-	24, // 10: stint.v1.StopTaskRequest.wait:type_name -> google.protobuf.Duration
-	21, // 11: stint.v1.StopTaskResponse.task:type_name -> stint.v1.Task
-	23, // 12: stint.v1.StopTaskResponse.leases:type_name -> stint.v1.Lease
-	21, // 13: stint.v1.WhoIsResponse.task:type_name -> stint.v1.Task
-	23, // 14: stint.v1.WhoIsResponse.lease:type_name -> stint.v1.Lease
-	3,  // 15: stint.v1.AdminService.Apply:input_type -> stint.v1.ApplyRequest
-	6,  // 16: stint.v1.AdminService.GetResource:input_type -> stint.v1.GetResourceRequest
-	7,  // 17: stint.v1.AdminService.ListResources:input_type -> stint.v1.ListResourcesRequest
-	9,  // 18: stint.v1.AdminService.DeleteResource:input_type -> stint.v1.DeleteResourceRequest
-	11, // 19: stint.v1.AdminService.ListAllTasks:input_type -> stint.v1.ListAllTasksRequest
-	13, // 20: stint.v1.AdminService.ListAllLeases:input_type -> stint.v1.ListAllLeasesRequest
-	15, // 21: stint.v1.AdminService.StopTask:input_type -> stint.v1.StopTaskRequest
-	17, // 22: stint.v1.AdminService.WhoIs:input_type -> stint.v1.WhoIsRequest
-	5,  // 23: stint.v1.AdminService.Apply:output_type -> stint.v1.ApplyResponse
-	1,  // 24: stint.v1.AdminService.GetResource:output_type -> stint.v1.Resource
-	8,  // 25: stint.v1.AdminService.ListResources:output_type -> stint.v1.ListResourcesResponse
-	10, // 26: stint.v1.AdminService.DeleteResource:output_type -> stint.v1.DeleteResourceResponse
-	12, // 27: stint.v1.AdminService.ListAllTasks:output_type -> stint.v1.ListAllTasksResponse
-	14, // 28: stint.v1.AdminService.ListAllLeases:output_type -> stint.v1.ListAllLeasesResponse
-	16, // 29: stint.v1.AdminService.StopTask:output_type -> stint.v1.StopTaskResponse
-	18, // 30: stint.v1.AdminService.WhoIs:output_type -> stint.v1.WhoIsResponse
-	23, // [23:31] is the sub-list for method output_type
-	15, // [15:23] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	2,  // 5: stint.v1.ListResourcesResponse.resources:type_name -> stint.v1.Resource
+	28, // 6: stint.v1.ListAllTasksRequest.states:type_name -> stint.v1.TaskState
+	29, // 7: stint.v1.ListAllTasksResponse.tasks:type_name -> stint.v1.Task
+	30, // 8: stint.v1.ListAllLeasesRequest.states:type_name -> stint.v1.LeaseState
+	31, // 9: stint.v1.ListAllLeasesResponse.leases:type_name -> stint.v1.Lease
+	32, // 10: stint.v1.StopTaskRequest.wait:type_name -> google.protobuf.Duration
+	29, // 11: stint.v1.StopTaskResponse.task:type_name -> stint.v1.Task
+	31, // 12: stint.v1.StopTaskResponse.leases:type_name -> stint.v1.Lease
+	32, // 13: stint.v1.StopRequest.wait:type_name -> google.protobuf.Duration
+	26, // 14: stint.v1.StopProgress.by_proof:type_name -> stint.v1.StopProgress.ByProofEntry
+	33, // 15: stint.v1.StopProgress.usable_until:type_name -> google.protobuf.Timestamp
+	33, // 16: stint.v1.StopProgress.unchecked_until:type_name -> google.protobuf.Timestamp
+	20, // 17: stint.v1.StopProgress.agent:type_name -> stint.v1.Agent
+	1,  // 18: stint.v1.Agent.state:type_name -> stint.v1.AgentState
+	33, // 19: stint.v1.Agent.since:type_name -> google.protobuf.Timestamp
+	1,  // 20: stint.v1.ListAgentsRequest.state:type_name -> stint.v1.AgentState
+	20, // 21: stint.v1.ListAgentsResponse.agents:type_name -> stint.v1.Agent
+	29, // 22: stint.v1.WhoIsResponse.task:type_name -> stint.v1.Task
+	31, // 23: stint.v1.WhoIsResponse.lease:type_name -> stint.v1.Lease
+	4,  // 24: stint.v1.AdminService.Apply:input_type -> stint.v1.ApplyRequest
+	7,  // 25: stint.v1.AdminService.GetResource:input_type -> stint.v1.GetResourceRequest
+	8,  // 26: stint.v1.AdminService.ListResources:input_type -> stint.v1.ListResourcesRequest
+	10, // 27: stint.v1.AdminService.DeleteResource:input_type -> stint.v1.DeleteResourceRequest
+	12, // 28: stint.v1.AdminService.ListAllTasks:input_type -> stint.v1.ListAllTasksRequest
+	14, // 29: stint.v1.AdminService.ListAllLeases:input_type -> stint.v1.ListAllLeasesRequest
+	16, // 30: stint.v1.AdminService.StopTask:input_type -> stint.v1.StopTaskRequest
+	18, // 31: stint.v1.AdminService.Stop:input_type -> stint.v1.StopRequest
+	21, // 32: stint.v1.AdminService.ResumeAgent:input_type -> stint.v1.ResumeAgentRequest
+	22, // 33: stint.v1.AdminService.ListAgents:input_type -> stint.v1.ListAgentsRequest
+	24, // 34: stint.v1.AdminService.WhoIs:input_type -> stint.v1.WhoIsRequest
+	6,  // 35: stint.v1.AdminService.Apply:output_type -> stint.v1.ApplyResponse
+	2,  // 36: stint.v1.AdminService.GetResource:output_type -> stint.v1.Resource
+	9,  // 37: stint.v1.AdminService.ListResources:output_type -> stint.v1.ListResourcesResponse
+	11, // 38: stint.v1.AdminService.DeleteResource:output_type -> stint.v1.DeleteResourceResponse
+	13, // 39: stint.v1.AdminService.ListAllTasks:output_type -> stint.v1.ListAllTasksResponse
+	15, // 40: stint.v1.AdminService.ListAllLeases:output_type -> stint.v1.ListAllLeasesResponse
+	17, // 41: stint.v1.AdminService.StopTask:output_type -> stint.v1.StopTaskResponse
+	19, // 42: stint.v1.AdminService.Stop:output_type -> stint.v1.StopProgress
+	20, // 43: stint.v1.AdminService.ResumeAgent:output_type -> stint.v1.Agent
+	23, // 44: stint.v1.AdminService.ListAgents:output_type -> stint.v1.ListAgentsResponse
+	25, // 45: stint.v1.AdminService.WhoIs:output_type -> stint.v1.WhoIsResponse
+	35, // [35:46] is the sub-list for method output_type
+	24, // [24:35] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_stint_v1_admin_proto_init() }
@@ -1321,13 +2061,21 @@ func file_stint_v1_admin_proto_init() {
 		return
 	}
 	file_stint_v1_task_proto_init()
+	file_stint_v1_admin_proto_msgTypes[16].OneofWrappers = []any{
+		(*StopRequest_Task)(nil),
+		(*StopRequest_Agent)(nil),
+		(*StopRequest_Profile)(nil),
+		(*StopRequest_Role)(nil),
+		(*StopRequest_Backend)(nil),
+		(*StopRequest_All)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stint_v1_admin_proto_rawDesc), len(file_stint_v1_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   18,
+			NumEnums:      2,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

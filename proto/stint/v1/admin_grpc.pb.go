@@ -26,6 +26,9 @@ const (
 	AdminService_ListAllTasks_FullMethodName   = "/stint.v1.AdminService/ListAllTasks"
 	AdminService_ListAllLeases_FullMethodName  = "/stint.v1.AdminService/ListAllLeases"
 	AdminService_StopTask_FullMethodName       = "/stint.v1.AdminService/StopTask"
+	AdminService_Stop_FullMethodName           = "/stint.v1.AdminService/Stop"
+	AdminService_ResumeAgent_FullMethodName    = "/stint.v1.AdminService/ResumeAgent"
+	AdminService_ListAgents_FullMethodName     = "/stint.v1.AdminService/ListAgents"
 	AdminService_WhoIs_FullMethodName          = "/stint.v1.AdminService/WhoIs"
 )
 
@@ -50,6 +53,14 @@ type AdminServiceClient interface {
 	ListAllLeases(ctx context.Context, in *ListAllLeasesRequest, opts ...grpc.CallOption) (*ListAllLeasesResponse, error)
 	// StopTask closes anybody's task as stopped. Role: admin or operator.
 	StopTask(ctx context.Context, in *StopTaskRequest, opts ...grpc.CallOption) (*StopTaskResponse, error)
+	// Stop is the kill switch: it ends everything that there is of a task, an agent, a profile, a role, a backend, or all, and
+	// says how that goes on. Once it was called, the broker chooses and closes also if the caller goes away; calling it again
+	// is harmless, and counts what is still open. Role: admin or operator.
+	Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StopProgress], error)
+	// ResumeAgent lets a suspended agent call again. What was ended stays ended. Role: admin or operator.
+	ResumeAgent(ctx context.Context, in *ResumeAgentRequest, opts ...grpc.CallOption) (*Agent, error)
+	// ListAgents returns the agents whose state somebody has set, by ID. Role: admin, operator or auditor.
+	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	// WhoIs finds the task behind a lease, serial, database user or Vault accessor. Role: admin, operator or auditor.
 	WhoIs(ctx context.Context, in *WhoIsRequest, opts ...grpc.CallOption) (*WhoIsResponse, error)
 }
@@ -132,6 +143,45 @@ func (c *adminServiceClient) StopTask(ctx context.Context, in *StopTaskRequest, 
 	return out, nil
 }
 
+func (c *adminServiceClient) Stop(ctx context.Context, in *StopRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StopProgress], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[0], AdminService_Stop_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[StopRequest, StopProgress]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_StopClient = grpc.ServerStreamingClient[StopProgress]
+
+func (c *adminServiceClient) ResumeAgent(ctx context.Context, in *ResumeAgentRequest, opts ...grpc.CallOption) (*Agent, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Agent)
+	err := c.cc.Invoke(ctx, AdminService_ResumeAgent_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAgentsResponse)
+	err := c.cc.Invoke(ctx, AdminService_ListAgents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) WhoIs(ctx context.Context, in *WhoIsRequest, opts ...grpc.CallOption) (*WhoIsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WhoIsResponse)
@@ -163,6 +213,14 @@ type AdminServiceServer interface {
 	ListAllLeases(context.Context, *ListAllLeasesRequest) (*ListAllLeasesResponse, error)
 	// StopTask closes anybody's task as stopped. Role: admin or operator.
 	StopTask(context.Context, *StopTaskRequest) (*StopTaskResponse, error)
+	// Stop is the kill switch: it ends everything that there is of a task, an agent, a profile, a role, a backend, or all, and
+	// says how that goes on. Once it was called, the broker chooses and closes also if the caller goes away; calling it again
+	// is harmless, and counts what is still open. Role: admin or operator.
+	Stop(*StopRequest, grpc.ServerStreamingServer[StopProgress]) error
+	// ResumeAgent lets a suspended agent call again. What was ended stays ended. Role: admin or operator.
+	ResumeAgent(context.Context, *ResumeAgentRequest) (*Agent, error)
+	// ListAgents returns the agents whose state somebody has set, by ID. Role: admin, operator or auditor.
+	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	// WhoIs finds the task behind a lease, serial, database user or Vault accessor. Role: admin, operator or auditor.
 	WhoIs(context.Context, *WhoIsRequest) (*WhoIsResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -195,6 +253,15 @@ func (UnimplementedAdminServiceServer) ListAllLeases(context.Context, *ListAllLe
 }
 func (UnimplementedAdminServiceServer) StopTask(context.Context, *StopTaskRequest) (*StopTaskResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopTask not implemented")
+}
+func (UnimplementedAdminServiceServer) Stop(*StopRequest, grpc.ServerStreamingServer[StopProgress]) error {
+	return status.Error(codes.Unimplemented, "method Stop not implemented")
+}
+func (UnimplementedAdminServiceServer) ResumeAgent(context.Context, *ResumeAgentRequest) (*Agent, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeAgent not implemented")
+}
+func (UnimplementedAdminServiceServer) ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAgents not implemented")
 }
 func (UnimplementedAdminServiceServer) WhoIs(context.Context, *WhoIsRequest) (*WhoIsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoIs not implemented")
@@ -346,6 +413,53 @@ func _AdminService_StopTask_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Stop_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(StopRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).Stop(m, &grpc.GenericServerStream[StopRequest, StopProgress]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_StopServer = grpc.ServerStreamingServer[StopProgress]
+
+func _AdminService_ResumeAgent_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeAgentRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ResumeAgent(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ResumeAgent_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ResumeAgent(ctx, req.(*ResumeAgentRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ListAgents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAgentsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ListAgents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ListAgents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ListAgents(ctx, req.(*ListAgentsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_WhoIs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WhoIsRequest)
 	if err := dec(in); err != nil {
@@ -400,10 +514,24 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_StopTask_Handler,
 		},
 		{
+			MethodName: "ResumeAgent",
+			Handler:    _AdminService_ResumeAgent_Handler,
+		},
+		{
+			MethodName: "ListAgents",
+			Handler:    _AdminService_ListAgents_Handler,
+		},
+		{
 			MethodName: "WhoIs",
 			Handler:    _AdminService_WhoIs_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Stop",
+			Handler:       _AdminService_Stop_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "stint/v1/admin.proto",
 }

@@ -35,6 +35,8 @@ const (
 	Reason_REASON_SVID_EXPIRED Reason = 11
 	// PERMISSION_DENIED: the caller lacks the administration role.
 	Reason_REASON_ADMIN_ROLE_REQUIRED Reason = 12
+	// PERMISSION_DENIED: the agent is suspended. Its tasks were closed, and every call of it is refused until it is resumed.
+	Reason_REASON_AGENT_SUSPENDED Reason = 13
 	// PERMISSION_DENIED: no profile names this agent.
 	Reason_REASON_NO_PROFILE Reason = 20
 	// PERMISSION_DENIED: the profile does not list the role, or there is no such role.
@@ -99,6 +101,7 @@ var (
 		10: "REASON_UNAUTHENTICATED",
 		11: "REASON_SVID_EXPIRED",
 		12: "REASON_ADMIN_ROLE_REQUIRED",
+		13: "REASON_AGENT_SUSPENDED",
 		20: "REASON_NO_PROFILE",
 		21: "REASON_ROLE_OUTSIDE_PROFILE",
 		22: "REASON_PURPOSE_OUTSIDE_PROFILE",
@@ -133,6 +136,7 @@ var (
 		"REASON_UNAUTHENTICATED":         10,
 		"REASON_SVID_EXPIRED":            11,
 		"REASON_ADMIN_ROLE_REQUIRED":     12,
+		"REASON_AGENT_SUSPENDED":         13,
 		"REASON_NO_PROFILE":              20,
 		"REASON_ROLE_OUTSIDE_PROFILE":    21,
 		"REASON_PURPOSE_OUTSIDE_PROFILE": 22,
@@ -194,14 +198,15 @@ var File_stint_v1_errors_proto protoreflect.FileDescriptor
 
 const file_stint_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x15stint/v1/errors.proto\x12\bstint.v1*\x86\a\n" +
+	"\x15stint/v1/errors.proto\x12\bstint.v1*\xa2\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
 	"\x16REASON_UNAUTHENTICATED\x10\n" +
 	"\x12\x17\n" +
 	"\x13REASON_SVID_EXPIRED\x10\v\x12\x1e\n" +
-	"\x1aREASON_ADMIN_ROLE_REQUIRED\x10\f\x12\x15\n" +
+	"\x1aREASON_ADMIN_ROLE_REQUIRED\x10\f\x12\x1a\n" +
+	"\x16REASON_AGENT_SUSPENDED\x10\r\x12\x15\n" +
 	"\x11REASON_NO_PROFILE\x10\x14\x12\x1f\n" +
 	"\x1bREASON_ROLE_OUTSIDE_PROFILE\x10\x15\x12\"\n" +
 	"\x1eREASON_PURPOSE_OUTSIDE_PROFILE\x10\x16\x12\x18\n" +
