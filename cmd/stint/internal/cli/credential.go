@@ -69,7 +69,7 @@ func (s session) issue(ctx context.Context, f *issueFlags) error {
 	}
 	c, err := s.Issue(ctx, taskName(f.task), f.role, agent.IssueOptions{Parameters: params, TTL: f.ttl, DNSNames: f.names})
 	if err != nil {
-		return err
+		return declareAgain(err, f.task)
 	}
 	defer c.Wipe()
 	s.app.sayClamps(c.Clamps)

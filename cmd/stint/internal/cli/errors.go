@@ -32,9 +32,10 @@ const (
 type failure struct {
 	error
 
-	code  int      // -1: by the error
-	notes []string // further facts
-	next  []string // what to do
+	code      int      // -1: by the error
+	notes     []string // further facts
+	next      []string // what to do
+	knowsNext bool     // next says it better than the reason's hint
 }
 
 // Unwrap returns the error.
@@ -55,6 +56,16 @@ func withNotes(err error, notes, next []string) error {
 		return nil
 	}
 	return &failure{error: err, code: -1, notes: notes, next: next}
+}
+
+// declareAgain says how to go on where a task is over.
+func declareAgain(err error, task string) error {
+	e, ok := errors.AsType[*agent.Error](err)
+	if !ok || (e.Reason != stintv1.Reason_REASON_TASK_CLOSED && e.Reason != stintv1.Reason_REASON_TASK_EXPIRED) {
+		return err
+	}
+	next := []string{"stint task declare --from " + strings.TrimPrefix(task, taskPrefix)}
+	return &failure{error: err, code: -1, next: next, knowsNext: true}
 }
 
 // report says what went wrong, what was found and what to type, and returns the exit code.
@@ -78,7 +89,10 @@ func (a *app) report(err error) int {
 				notes = append(notes, field.Field+": "+field.Description)
 			}
 		}
-		next = append(append(next, hints(e)...), references(e)...)
+		if f, ok := errors.AsType[*failure](err); !ok || !f.knowsNext {
+			next = append(next, hints(e)...)
+		}
+		next = append(next, references(e)...)
 	}
 	a.say(a.highlight(word(code)) + " " + render.Clean(text))
 	for _, note := range notes {
