@@ -155,7 +155,7 @@ func (v *devVault) prepare(ctx context.Context, cfg vault.Config, roles []plugin
 		path string
 		body map[string]any
 	}{
-		{"sys/mounts/ssh", map[string]any{"type": "ssh", "config": map[string]any{"default_lease_ttl": "5m"}}},
+		{"sys/mounts/ssh", map[string]any{"type": "ssh", "config": map[string]any{"default_lease_ttl": "1m"}}},
 		{"ssh/roles/stint-build-host", map[string]any{"key_type": "otp", "default_user": "build", "cidr_list": "10.0.0.0/24"}},
 		{"sys/policies/acl/stint-broker", map[string]any{"policy": own}},
 		{"auth/token/roles/" + vault.DefaultTokenRole, devTokenRole()},
