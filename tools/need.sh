@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that what the tests need from the system is there: a C compiler for the race detector,
-# PostgreSQL, openssl, and gRPC for the system's Python. As root, with apt-get, it installs what is
+# PostgreSQL, openssl, jq, and gRPC for the system's Python. As root, with apt-get, it installs what is
 # missing; else it prints the command to run.
 set -euo pipefail
 
@@ -16,6 +16,7 @@ have_postgres() {
 
 command -v "${CC:-cc}" >/dev/null || packages+=(gcc libc6-dev)
 command -v openssl >/dev/null || packages+=(openssl)
+command -v jq >/dev/null || packages+=(jq)
 command -v psql >/dev/null || packages+=(postgresql-client)
 have_postgres || packages+=(postgresql)
 /usr/bin/python3 -c 'import grpc, google.protobuf' 2>/dev/null ||
