@@ -5,6 +5,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,14 +18,17 @@ import (
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
-// checkpoints keeps the newest checkpoint of the audit log that answers brought, and with a verifier key judges each.
-type checkpoints struct {
-	verifier note.Verifier // nil: keep, do not judge
+// maxPending bounds the checkpoints that wait for their proof. Beyond it the smallest are forgotten.
+const maxPending = 4096
 
-	mu     sync.Mutex // guards what follows
-	first  head       // the oldest one that is not yet proven to be a prefix of newest
-	newest head
-	fault  error // the first reason not to believe the log; stays
+// checkpoints keeps the checkpoints of the audit log that answers brought, and with a verifier key judges each.
+type checkpoints struct {
+	verifier note.Verifier // nil: keep the newest, judge none
+
+	mu      sync.Mutex // guards what follows
+	newest  head
+	pending map[int64]tlog.Hash // roots by size that were seen and not yet proven to be a prefix of what came later
+	fault   error               // the first reason not to believe the log; stays
 }
 
 // head is one checkpoint (C2SP tlog-checkpoint).
@@ -42,8 +47,9 @@ func (c *Client) Checkpoint() string {
 	return c.log.newest.note
 }
 
-// VerifyLog proves that the log which the broker has now continues everything that this client has seen: all answers so
-// far and the checkpoint of [WithCheckpoint]. It needs [WithLogKey]. A failure is [ErrLog], and stays.
+// VerifyLog proves that the log which the broker has now continues everything that this client has seen: the checkpoint of
+// every answer since the last call (at most 4,096), and that of [WithCheckpoint]. It needs [WithLogKey]. A failure is
+// [ErrLog], and stays.
 func (c *Client) VerifyLog(ctx context.Context) error {
 	if c.log.verifier == nil {
 		return invalid("there is no key to verify the audit log with; use WithLogKey")
@@ -53,15 +59,20 @@ func (c *Client) VerifyLog(ctx context.Context) error {
 		return fmt.Errorf("get checkpoint: %w", err)
 	}
 	c.log.see(latest.GetNote())
-	old, newest, err := c.log.span()
-	if err != nil || old.size == newest.size || old.size == 0 {
+	newest, sizes, err := c.log.unproven()
+	if err != nil {
 		return err
 	}
-	proof, err := c.Audit().GetConsistencyProof(ctx, &stintv1.GetConsistencyProofRequest{OldSize: old.size, NewSize: newest.size})
-	if err != nil {
-		return fmt.Errorf("get consistency proof: %w", err)
+	for _, size := range sizes {
+		proof, err := c.Audit().GetConsistencyProof(ctx, &stintv1.GetConsistencyProofRequest{OldSize: size, NewSize: newest.size})
+		if err != nil {
+			return fmt.Errorf("get consistency proof: %w", err)
+		}
+		if err := c.log.prove(size, newest, proof.GetHashes()); err != nil {
+			return err
+		}
 	}
-	return c.log.prove(old, newest, proof.GetHashes())
+	return nil
 }
 
 // unary keeps the checkpoint of every answer that has one.
@@ -84,19 +95,35 @@ func (l *checkpoints) see(text string) {
 	h, err := l.open(text)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case err != nil:
+	if err != nil {
 		l.fail(err)
-	case l.newest.note != "" && h.origin != l.newest.origin:
+		return
+	}
+	if l.newest.note != "" && h.origin != l.newest.origin {
 		l.fail(fmt.Errorf("%w: origin %q, before %q", ErrLog, h.origin, l.newest.origin))
-	case l.newest.note != "" && h.size == l.newest.size && h.root != l.newest.root:
+		return
+	}
+	if root, known := l.pending[h.size]; known && root != h.root {
 		l.fail(fmt.Errorf("%w: two roots for size %d", ErrLog, h.size))
-	case l.newest.note == "":
-		l.first, l.newest = h, h
-	case h.size > l.newest.size:
+		return
+	}
+	if h.size >= l.newest.size {
 		l.newest = h
-	case h.size < l.first.size:
-		l.first = h // answers overtake each other; the smallest is what must be a prefix
+	}
+	l.remember(h)
+}
+
+// remember keeps a root until it is proven, where there is a key to do so.
+func (l *checkpoints) remember(h head) {
+	if l.verifier == nil || h.size == 0 {
+		return
+	}
+	if l.pending == nil {
+		l.pending = map[int64]tlog.Hash{}
+	}
+	l.pending[h.size] = h.root
+	if len(l.pending) > maxPending {
+		delete(l.pending, slices.Min(slices.Collect(maps.Keys(l.pending))))
 	}
 }
 
@@ -141,15 +168,17 @@ func parseHead(body string) (head, error) {
 	return head{origin: lines[0], size: size, root: tlog.Hash(root)}, nil
 }
 
-// span returns the two ends of what has to be proven.
-func (l *checkpoints) span() (old, newest head, err error) {
+// unproven returns the newest checkpoint and the sizes of those that it has to be shown to continue.
+func (l *checkpoints) unproven() (newest head, sizes []int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.first, l.newest, l.fault
+	sizes = slices.Sorted(maps.Keys(l.pending))
+	sizes = slices.DeleteFunc(sizes, func(size int64) bool { return size >= l.newest.size })
+	return l.newest, sizes, l.fault
 }
 
 // prove checks a consistency proof, and keeps how it went.
-func (l *checkpoints) prove(old, newest head, hashes [][]byte) error {
+func (l *checkpoints) prove(size int64, newest head, hashes [][]byte) error {
 	proof := make(tlog.TreeProof, 0, len(hashes))
 	for _, h := range hashes {
 		if len(h) != tlog.HashSize {
@@ -157,16 +186,17 @@ func (l *checkpoints) prove(old, newest head, hashes [][]byte) error {
 		}
 		proof = append(proof, tlog.Hash(h))
 	}
-	err := tlog.CheckTree(proof, newest.size, newest.root, old.size, old.root)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil {
-		l.fail(fmt.Errorf("%w: size %d does not continue size %d: %w", ErrLog, newest.size, old.size, err))
+	root, ok := l.pending[size]
+	if !ok {
+		return l.fault // another call proved it meanwhile
+	}
+	if err := tlog.CheckTree(proof, newest.size, newest.root, size, root); err != nil {
+		l.fail(fmt.Errorf("%w: size %d does not continue size %d: %w", ErrLog, newest.size, size, err))
 		return l.fault
 	}
-	if l.first.size == old.size {
-		l.first = newest
-	}
+	delete(l.pending, size)
 	return nil
 }
 

@@ -28,7 +28,7 @@ func TestVerifyLog(t *testing.T) {
 		t.Fatalf("an honest log, with a checkpoint of an earlier run: %v", err)
 	}
 
-	b.Rewrite()
+	b.Rewrite(`{"event":"nothing happened"}`)
 	if err := next.VerifyLog(t.Context()); !errors.Is(err, agent.ErrLog) {
 		t.Errorf("a log with the same size and other records: %v", err)
 	}
@@ -53,5 +53,22 @@ func TestVerifyLogWithForeignKey(t *testing.T) {
 	}
 	if _, err := agent.New(t.Context(), agent.WithAddr(b.Addr), agent.WithLogKey("nonsense")); !errors.Is(err, agent.ErrUsage) {
 		t.Errorf("a key that is none: %v", err)
+	}
+}
+
+// TestVerifyLogProvesEveryAnswer shows one client a checkpoint in the middle that belongs to another log.
+func TestVerifyLogProvesEveryAnswer(t *testing.T) {
+	t.Parallel()
+	b := agenttest.Start(t, agenttest.Config{})
+	client := connect(t, b, agent.WithLogKey(b.LogKey))
+	declare(t, client, agent.Declaration{})
+	declare(t, client, agent.Declaration{})
+	honest := b.Record(0)
+	b.Rewrite(`{"event":"a fork"}`)
+	declare(t, client, agent.Declaration{})
+	b.Rewrite(honest)
+	declare(t, client, agent.Declaration{})
+	if err := client.VerifyLog(t.Context()); !errors.Is(err, agent.ErrLog) {
+		t.Errorf("a fork in the middle: %v", err)
 	}
 }

@@ -81,15 +81,22 @@ func (l *log) checkpoint() string {
 	return string(signed)
 }
 
+// Record returns a record of the audit log.
+func (b *Broker) Record(index int) string {
+	b.log.mu.Lock()
+	defer b.log.mu.Unlock()
+	return b.log.records[index]
+}
+
 // Rewrite replaces the first record of the audit log and signs anew, as an insider could.
-func (b *Broker) Rewrite() {
+func (b *Broker) Rewrite(first string) {
 	b.log.mu.Lock()
 	records := b.log.records
 	b.log.records, b.log.hashes = nil, nil
 	b.log.mu.Unlock()
 	for i, record := range records {
 		if i == 0 {
-			record = `{"event":"nothing happened"}`
+			record = first
 		}
 		b.log.append(record)
 	}
