@@ -18,6 +18,8 @@ import (
 	"github.com/stint-dev/stint/attestor/devdomain"
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
@@ -78,6 +80,9 @@ func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
 		_, werr := fmt.Fprintln(out, "\nEnding every task …")
 		return werr
 	})
+	if e, ok := errors.AsType[*fault.Error](err); ok && e.Reason == fault.ResourceInvalid && !d.fresh {
+		return fmt.Errorf("%w\n%s is of other backends (a Vault that is not there now?); `stintd dev --reset` starts over", err, d.dir)
+	}
 	if err != nil {
 		return err
 	}
@@ -132,7 +137,7 @@ func (d *devBroker) makeDir() error {
 	_, err = os.Stat(filepath.Join(d.dir, "broker"))
 	d.fresh = os.IsNotExist(err) || d.options.reset
 	if d.options.reset {
-		for _, part := range []string{"broker", "trust", "keys", "env"} {
+		for _, part := range []string{"broker", "trust", "keys", "env", "audit.jsonl", "checkpoints.log"} {
 			if err := os.RemoveAll(filepath.Join(d.dir, part)); err != nil {
 				return fmt.Errorf("reset: %w", err)
 			}
@@ -279,15 +284,22 @@ func (d *devBroker) serve(ctx context.Context, ready func(context.Context) error
 	d.house, err = build(ctx, blueprint{
 		cfg: d.cfg, source: src, keys: k, backends: backends, logger: d.logger, endTasks: true,
 	})
+	if err != nil && !d.fresh {
+		return fmt.Errorf("%w\nThe data directory is from a `stintd dev` with other backends? `stintd dev --reset` starts over", err)
+	}
 	if err != nil {
 		return err
 	}
-	return d.house.run(ctx, func(ctx context.Context) error {
-		if _, err := d.house.catalog.Apply(ctx, broker.Caller{}, broker.Apply{Files: d.files}); err != nil {
-			return err
+	err = d.house.run(ctx, func(ctx context.Context) error {
+		if _, aerr := d.house.catalog.Apply(ctx, broker.Caller{}, broker.Apply{Files: d.files}); aerr != nil {
+			return aerr
 		}
 		return ready(ctx)
 	})
+	if d.vault == nil && fault.ReasonOf(err) == fault.ResourceInvalid {
+		return fmt.Errorf("%w\nthis data directory was used with a Vault, and now there is none: start one, or start over with --reset", err)
+	}
+	return err
 }
 
 // prepareVault sets the development Vault up for the ready-made roles.
