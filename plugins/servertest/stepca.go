@@ -35,6 +35,9 @@ type StepCAOptions struct {
 	MinTTL, MaxTTL time.Duration
 	// CRLValidity is the time from a CRL's thisUpdate to its nextUpdate; zero means 1 min.
 	CRLValidity time.Duration
+	// Change alters ca.json before it is written, to plant a fault; nil changes nothing. The provisioner is
+	// config["authority"].(map[string]any)["provisioners"].([]any)[0].(map[string]any).
+	Change func(config map[string]any)
 }
 
 // StepCA is a running step-ca with one JWK provisioner, renewal disabled, and a CRL that is built at each revocation

@@ -17,7 +17,7 @@ func (s *StepCA) writeConfig(path, address string, options StepCAOptions) error 
 	if database == "bbolt" {
 		source += ".bbolt" // one file, where the others are a directory
 	}
-	text, err := json.MarshalIndent(map[string]any{
+	config := map[string]any{
 		"root":     filepath.Join(dir, "root.pem"),
 		"crt":      filepath.Join(dir, "intermediate.pem"),
 		"key":      filepath.Join(dir, "intermediate.key"),
@@ -33,7 +33,11 @@ func (s *StepCA) writeConfig(path, address string, options StepCAOptions) error 
 		"authority": map[string]any{
 			"provisioners": []any{s.provisioner(options)},
 		},
-	}, "", "  ")
+	}
+	if options.Change != nil {
+		options.Change(config)
+	}
+	text, err := json.MarshalIndent(config, "", "  ")
 	if err != nil {
 		return fmt.Errorf("encode step-ca configuration: %w", err)
 	}

@@ -107,3 +107,20 @@ func statusError(path string, status int) error {
 	}
 	return fmt.Errorf("%w: step-ca answers %d to %s", kind, status, path)
 }
+
+// head returns the header of a 200, for the server's clock.
+func (c *client) head(ctx context.Context, path string) (http.Header, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, http.NoBody)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", plugins.ErrMisconfigured, err)
+	}
+	answer, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("%w: ask step-ca: %w", plugins.ErrUnavailable, err)
+	}
+	defer func() { _ = answer.Body.Close() }() // not wanted
+	if answer.StatusCode != http.StatusOK {
+		return nil, statusError(path, answer.StatusCode)
+	}
+	return answer.Header, nil
+}

@@ -89,11 +89,22 @@ func (o *ownRights) needs() []need {
 // never returns paths on which Stint's own token must have no right, but for the one that stands with it.
 func (o *ownRights) never() []need {
 	paths := []need{
-		{"auth/token/create", ""}, {"auth/token/create-orphan", ""}, {"auth/token/create/" + sample, ""}, {"auth/token/accessors/", ""},
-		{"auth/token/roles/" + o.backend.cfg.TokenRole, "read"}, {"auth/token/roles/" + sample, ""},
-		{"sys/policies/acl/" + StintPolicy, ""}, {"sys/policies/acl/" + sample, ""}, {"sys/auth/" + sample, ""}, {"sys/mounts/" + sample, ""},
-		{"sys/leases/lookup/", "update"}, {"sys/leases/revoke-prefix/" + sample, ""}, {"sys/leases/revoke-force/" + sample, ""},
-		{"sys/audit/" + sample, ""}, {"sys/seal", ""}, {"identity/entity", ""},
+		{"auth/token/create", ""},
+		{"auth/token/create-orphan", ""},
+		{"auth/token/create/" + sample, ""},
+		{"auth/token/accessors/", ""},
+		{"auth/token/roles/" + o.backend.cfg.TokenRole, "read"},
+		{"auth/token/roles/" + sample, ""},
+		{"sys/policies/acl/" + StintPolicy, ""},
+		{"sys/policies/acl/" + sample, ""},
+		{"sys/auth/" + sample, ""},
+		{"sys/mounts/" + sample, ""},
+		{"sys/leases/lookup/", "update"},
+		{"sys/leases/revoke-prefix/" + sample, ""},
+		{"sys/leases/revoke-force/" + sample, ""},
+		{"sys/audit/" + sample, ""},
+		{"sys/seal", ""},
+		{"identity/entity", ""},
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.mounts)) {
 		paths = append(paths, need{"sys/leases/revoke-prefix/" + name + "/", ""}, need{"sys/leases/revoke-force/" + name + "/", ""},

@@ -24,9 +24,9 @@ type aclRule struct {
 
 // aclBody is what stands in path "…" { … }, as far as it gives rights.
 type aclBody struct {
-	Policy       string                   `hcl:"policy"` // of old: read, write, sudo, deny
-	Capabilities []string                 `hcl:"capabilities"`
-	Allowed      map[string][]interface{} `hcl:"allowed_parameters"`
+	Policy       string           `hcl:"policy"` // of old: read, write, sudo, deny
+	Capabilities []string         `hcl:"capabilities"`
+	Allowed      map[string][]any `hcl:"allowed_parameters"`
 }
 
 // parseACL reads a policy with the parser that Vault has, HCL 1 or JSON.
