@@ -19,7 +19,6 @@ import (
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/config"
 	"github.com/stint-dev/stint/broker/fault"
-	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
@@ -80,9 +79,6 @@ func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
 		_, werr := fmt.Fprintln(out, "\nEnding every task …")
 		return werr
 	})
-	if e, ok := errors.AsType[*fault.Error](err); ok && e.Reason == fault.ResourceInvalid && !d.fresh {
-		return fmt.Errorf("%w\n%s is of other backends (a Vault that is not there now?); `stintd dev --reset` starts over", err, d.dir)
-	}
 	if err != nil {
 		return err
 	}
@@ -284,9 +280,6 @@ func (d *devBroker) serve(ctx context.Context, ready func(context.Context) error
 	d.house, err = build(ctx, blueprint{
 		cfg: d.cfg, source: src, keys: k, backends: backends, logger: d.logger, endTasks: true,
 	})
-	if err != nil && !d.fresh {
-		return fmt.Errorf("%w\nThe data directory is from a `stintd dev` with other backends? `stintd dev --reset` starts over", err)
-	}
 	if err != nil {
 		return err
 	}
