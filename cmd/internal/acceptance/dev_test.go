@@ -48,7 +48,7 @@ func (d *dev) launch(tb testing.TB, flags []string, variables ...string) {
 // plain is an environment without anything of Stint but its programs on PATH.
 func (d *dev) plain() []string {
 	return []string{
-		"HOME=" + d.dir, "LC_ALL=C.UTF-8", "GORACE=halt_on_error=0",
+		"HOME=" + d.dir, "LC_ALL=C.UTF-8", "GORACE=atexit_sleep_ms=0",
 		"PATH=" + programs.dir + ":/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
 	}
 }

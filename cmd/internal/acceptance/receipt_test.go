@@ -25,7 +25,7 @@ func TestReceiptVerifiesElsewhere(t *testing.T) {
 	verify := func(receipt []byte) result {
 		write(t, other+"/receipt.json", receipt)
 		return run(t, call{
-			args: append(offline(t), program(t, "stint"), "audit", "verify", "receipt.json", "--pubkey", key), env: []string{"PATH=/usr/bin:/bin"}, dir: other,
+			args: append(offline(t), program(t, "stint"), "audit", "verify", "receipt.json", "--pubkey", key), env: []string{"PATH=/usr/bin:/bin", "GORACE=atexit_sleep_ms=0"}, dir: other,
 		})
 	}
 	good := verify(receipt).exits(t, 0)
