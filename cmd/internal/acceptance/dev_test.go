@@ -1,6 +1,8 @@
 package acceptance_test
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
@@ -112,15 +114,19 @@ func (d *dev) declare(tb testing.TB, roles ...string) string {
 	return answer.Task.ShortName
 }
 
-// freeAddr returns a loopback address that was free a moment ago.
+// freeAddr returns a loopback address that was free a moment ago, below the range of outgoing connections.
 func freeAddr(tb testing.TB) string {
 	tb.Helper()
-	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
+	for range 100 {
+		l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
+		if err != nil {
+			continue
+		}
+		if err := l.Close(); err != nil {
+			tb.Fatal(err)
+		}
+		return l.Addr().String()
 	}
-	if err := l.Close(); err != nil {
-		tb.Fatal(err)
-	}
-	return l.Addr().String()
+	tb.Fatal("no free port")
+	return ""
 }

@@ -37,7 +37,7 @@ func build(packages ...string) error {
 	if instrumented {
 		args = append(args, "-race")
 	}
-	cmd := exec.Command("go", append(args, packages...)...) //nolint:gosec,noctx // no test is there yet to end it
+	cmd := exec.Command("go", append(args, packages...)...) //nolint:noctx // no test is there yet to end it
 	cmd.Dir = "../../.."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w: %s", err, out)
@@ -54,15 +54,12 @@ func program(tb testing.TB, name string) string {
 	return filepath.Join(programs.dir, name)
 }
 
-// need returns the path of somebody else's program, or ends the test as servertest does with a missing server.
-func need(tb testing.TB, name, debianPackage string) string {
+// need ends the test if somebody else's program is missing, as servertest does with a missing server.
+func need(tb testing.TB, name, debianPackage string) {
 	tb.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
+	if _, err := exec.LookPath(name); err != nil {
+		missing(tb, fmt.Sprintf("no %s (apt-get install %s)", name, debianPackage))
 	}
-	missing(tb, fmt.Sprintf("no %s (apt-get install %s)", name, debianPackage))
-	return ""
 }
 
 // missing ends a test that lacks something: it fails under `make test`, else it is skipped.

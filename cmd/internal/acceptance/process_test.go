@@ -65,7 +65,7 @@ type process struct {
 func start(tb testing.TB, c call) *process {
 	tb.Helper()
 	p := &process{what: strings.Join(c.args, " "), exited: make(chan struct{})}
-	p.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), c.args[0], c.args[1:]...) //nolint:gosec // the tests say what
+	p.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), c.args[0], c.args[1:]...)
 	p.cmd.Env, p.cmd.Dir, p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = c.env, c.dir, c.stdin, &p.stdout, &p.stderr
 	p.cmd.WaitDelay = 5 * time.Second // for what keeps its output open
 	dieTogether(p.cmd)

@@ -25,7 +25,7 @@ spec:
   sponsor: your-lead@dev.stint.local
   purposes: [try-it]
   roles: [{name: web-client}]
-  task: {default_ttl: 20m, max_ttl: 1h, idle_timeout: 3s, max_live: 20, max_live_leases: 100}
+  task: {default_ttl: 20m, max_ttl: 1h, idle_timeout: 5s, max_live: 20, max_live_leases: 100}
   permit: ceiling
 `
 
@@ -65,7 +65,7 @@ func TestRunKeepsItsTaskAlive(t *testing.T) {
 	d := startDev(t, []string{"--no-vault"})
 	write(t, d.dir+"/short.yaml", []byte(short))
 	d.stintAs(t, "operator", "apply", "-f", "short.yaml").exits(t, 0)
-	r := d.stint(t, "run", "--purpose", "try-it", "--role", "web-client", "--", "sleep", "8").exits(t, 0)
+	r := d.stint(t, "run", "--purpose", "try-it", "--role", "web-client", "--", "sleep", "11").exits(t, 0)
 	if !strings.Contains(r.stderr, "CLOSED (completed)") {
 		t.Errorf("its end: %s", r)
 	}

@@ -49,12 +49,15 @@ func TestStockGoProgram(t *testing.T) {
 // The stock program links nothing of Stint but its proto files, or it would be no proof.
 func TestStockGoProgramIsStock(t *testing.T) {
 	t.Parallel()
+	const module = "github.com/stint-dev/stint/"
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "./testdata/stockgo")
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	const module = "github.com/stint-dev/stint/"
+	if !strings.Contains(string(out), module+"proto/stint/v1\n") {
+		t.Fatalf("it does not even link the proto files: %s", out)
+	}
 	for pkg := range strings.Lines(string(out)) {
 		pkg = strings.TrimSpace(pkg)
 		if rest, ours := strings.CutPrefix(pkg, module); ours && rest != "proto/stint/v1" && !strings.HasSuffix(rest, "/stockgo") {
