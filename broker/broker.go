@@ -80,17 +80,23 @@ type Broker struct {
 	presence *Presence
 	refusals *refusals
 	gate     gate
+
+	suspensions suspensions
 }
 
-// New makes a Broker; it starts nothing.
-func New(cfg Config) (*Broker, error) {
+// New makes a Broker and reads which agents are suspended; it starts nothing.
+func New(ctx context.Context, cfg Config) (*Broker, error) {
 	if cfg.Ledger == nil || cfg.Catalog == nil || cfg.Backends == nil || cfg.Meter == nil || cfg.Logger == nil {
 		return nil, errors.New("broker: every field of the configuration is required")
 	}
-	return &Broker{
+	b := &Broker{
 		ledger: cfg.Ledger, catalog: cfg.Catalog, backends: cfg.Backends, meter: cfg.Meter, log: cfg.Logger,
 		presence: newPresence(time.Now()), refusals: newRefusals(),
-	}, nil
+	}
+	if err := b.suspensions.load(ctx, b.ledger); err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // Presence is when agents were last heard of, by task.
@@ -99,8 +105,9 @@ func (b *Broker) Presence() *Presence { return b.presence }
 // Catalog is the roles, profiles and policies in force.
 func (b *Broker) Catalog() *Catalog { return b.catalog }
 
-// Run writes aggregated refusals now and then, until ctx is done.
+// Run finishes what a crash left of suspending agents, and then writes aggregated refusals now and then, until ctx is done.
 func (b *Broker) Run(ctx context.Context) error {
+	b.finishSuspensions(ctx)
 	tick := time.NewTicker(refusalFlush)
 	defer tick.Stop()
 	for {

@@ -157,6 +157,9 @@ func newTask(c Caller, d Declaration, decision policy.TaskDecision, now time.Tim
 
 // insertTask counts, inserts and records in one transaction.
 func insertTask(tx *ledger.Tx, c Caller, t *task.Task, decision policy.TaskDecision, manifest []byte) error {
+	if err := notSuspended(tx, t.Agent); err != nil {
+		return err
+	}
 	if _, err := tx.FindTask(ledger.TaskKey{Agent: t.Agent, RequestID: t.RequestID}); !errors.Is(err, ledger.ErrNotFound) {
 		return errors.Join(ledger.ErrExists, err)
 	}

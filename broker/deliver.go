@@ -77,6 +77,9 @@ func (b *Broker) admitLease(tx *ledger.Tx, is *issue) (task.Task, error) {
 	if err != nil {
 		return t, err
 	}
+	if err = notSuspended(tx, t.Agent); err != nil {
+		return t, err
+	}
 	if t.State != task.Active || !time.Now().Before(t.NotAfter) {
 		return t, lateFault(t)
 	}
@@ -112,6 +115,20 @@ func removedFault(role string) error {
 		"role "+role+" was removed while the credential was being issued; it was not handed out")
 }
 
+// tooLate says, inside the transaction that would activate a lease, why its credential is not handed out; nil where it is.
+func tooLate(tx *ledger.Tx, t task.Task, from lease.Lease) (late, err error) {
+	if err = notSuspended(tx, t.Agent); err != nil {
+		if f, refused := errors.AsType[*fault.Error](err); refused {
+			return f, nil
+		}
+		return nil, err
+	}
+	if from.State != lease.Intent || !from.AskedAt.IsZero() || t.State != task.Active || !time.Now().Before(t.NotAfter) {
+		return dropFault(t, from), nil
+	}
+	return nil, nil
+}
+
 // dropFault says why a credential is not handed out: its task ended, or the end of its lease was asked for.
 func dropFault(t task.Task, from lease.Lease) error {
 	switch {
@@ -135,7 +152,6 @@ func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credentia
 	}
 	var late error
 	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
-		late = nil
 		from, err := tx.Lease(is.lease.ID)
 		if err != nil {
 			return err
@@ -144,8 +160,10 @@ func (b *Broker) activate(ctx context.Context, is *issue, cred plugins.Credentia
 		if err != nil {
 			return err
 		}
-		if from.State != lease.Intent || !from.AskedAt.IsZero() || t.State != task.Active || !time.Now().Before(t.NotAfter) {
-			late = dropFault(t, from)
+		if late, err = tooLate(tx, t, from); err != nil {
+			return err
+		}
+		if late != nil {
 			return b.dropLate(tx, is, t, from, cred)
 		}
 		next, err := from.Activate(cred)

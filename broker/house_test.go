@@ -152,7 +152,7 @@ func (h *house) start() {
 	if err != nil {
 		h.tb.Fatal(err)
 	}
-	h.broker, err = broker.New(broker.Config{
+	h.broker, err = broker.New(ctx, broker.Config{
 		Ledger: h.ledger, Catalog: h.catalog, Backends: h.backends, Meter: h.meter, Logger: zap.NewNop(),
 	})
 	if err != nil {
@@ -453,4 +453,13 @@ func (m *meter) count(r fault.Reason) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.denied[r]
+}
+
+func mustJSON(tb testing.TB, v any) []byte {
+	tb.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return raw
 }

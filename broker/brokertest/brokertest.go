@@ -233,7 +233,7 @@ func (h *House) startBroker(tb testing.TB, cfg Config, admins *admin.Roles) {
 	if err != nil {
 		tb.Fatalf("make catalog: %v", err)
 	}
-	h.Broker, err = broker.New(broker.Config{
+	h.Broker, err = broker.New(tb.Context(), broker.Config{
 		Ledger: h.Ledger, Catalog: catalog, Backends: h.backends, Meter: noMeter{}, Logger: cfg.Logger,
 	})
 	if err != nil {

@@ -58,6 +58,7 @@ const (
 	Expired       Cause = "expired"
 	Requested     Cause = "requested"
 	RoleRemoved   Cause = "role_removed"
+	Stopped       Cause = "stopped"        // by an operator, with everything of its role or backend
 	Unreleased    Cause = "unreleased"     // its answer came too late, or was never committed
 	IntentExpired Cause = "intent_expired" // it was never heard whether anything was issued
 )

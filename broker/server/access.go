@@ -82,19 +82,33 @@ func accessTable() map[string]rule {
 	}
 }
 
-// authorise holds the caller against the table.
+// authorise holds the caller against the table, and agents against their state. Open methods are for suspended agents too.
 func (s *Server) authorise(ctx context.Context, c *call, next func(context.Context) error) error {
-	id := c.caller.Identity
-	switch {
-	case id.IsZero() && c.rule.open:
-	case c.caller.Admin != "" && slices.Contains(c.rule.admins, c.caller.Admin):
-	case c.caller.Admin == "" && slices.Contains(c.rule.agents, id.Method):
-	default:
-		refusal := forbidden(c)
-		s.cfg.Broker.Refused(actorOf(id), refusal.Reason)
+	refusal := s.refused(c)
+	if refusal != nil {
+		s.cfg.Broker.Refused(actorOf(c.caller.Identity), refusal.Reason)
 		return refusal
 	}
 	return next(ctx)
+}
+
+// refused says why a caller may not call a method; nil where it may.
+func (s *Server) refused(c *call) *fault.Error {
+	id := c.caller.Identity
+	switch {
+	case id.IsZero() && c.rule.open:
+		return nil
+	case c.caller.Admin != "" && slices.Contains(c.rule.admins, c.caller.Admin):
+		return nil
+	case c.caller.Admin != "" || !slices.Contains(c.rule.agents, id.Method):
+		return forbidden(c)
+	case c.rule.open:
+		return nil
+	}
+	if err := s.cfg.Broker.Admits(c.caller); err != nil {
+		return fault.As(err)
+	}
+	return nil
 }
 
 // forbidden says why a caller may not call a method.

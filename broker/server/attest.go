@@ -47,7 +47,7 @@ func (s *Server) attest(ctx context.Context, c *call, next func(context.Context)
 	return s.ending(context.WithValue(ctx, callerKey{}, c.caller), c, evidence, next)
 }
 
-// ending ends a stream when its caller's identity does, and when the server stops. Unary calls are short.
+// ending ends a stream when its caller's identity does, when its caller is suspended, and when the server stops. Unary calls are short.
 func (s *Server) ending(ctx context.Context, c *call, e attestor.Evidence, next func(context.Context) error) error {
 	if !c.stream {
 		return next(ctx)
@@ -68,20 +68,26 @@ func (s *Server) ending(ctx context.Context, c *call, e attestor.Evidence, next 
 }
 
 // guard attests the caller of a stream again at its end, at every change of what it was verified against, and now and then.
+// It also ends the streams of an agent that is suspended.
 func (s *Server) guard(ctx context.Context, c *call, e attestor.Evidence, end context.CancelCauseFunc) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		changed := c.endpoint.changed()
+		changed, agents := c.endpoint.changed(), s.cfg.Broker.AgentsChanged()
 		if !c.caller.Identity.IsZero() {
 			if _, err := c.endpoint.Attestor.Attest(ctx, e); err != nil {
 				end(refusalOf(err))
 				return
 			}
 		}
+		if err := s.cfg.Broker.Admits(c.caller); err != nil && !c.rule.open {
+			end(err)
+			return
+		}
 		timer.Reset(untilNext(c.caller.Identity, time.Now()))
 		select {
 		case <-changed:
+		case <-agents:
 		case <-timer.C:
 		case <-s.stopping:
 			end(fault.New(fault.ShuttingDown, "the broker is stopping; connect again").Retry(attestRetry))

@@ -65,6 +65,26 @@ func EndRole(tx *ledger.Tx, role string, now time.Time) (int, error) {
 	return len(leases), askEnd(tx, leases, lease.RoleRemoved, now)
 }
 
+// EndLeases asks for the end of leases in the caller's transaction, while their tasks go on. Each whose end was not asked
+// for before gets a record of who did.
+func EndLeases(tx *ledger.Tx, leases []lease.Lease, cause Cause) error {
+	for _, from := range leases {
+		next := from.AskEnd(cause.Now, lease.Stopped)
+		if next.AskedAt.Equal(from.AskedAt) { // final, or asked for before
+			continue
+		}
+		rec := leaseRecord(audit.LeaseEnding, next, cause.Now)
+		rec.Actor, rec.Request = cause.Actor, cause.Request
+		if _, err := tx.Append(rec); err != nil {
+			return err
+		}
+		if err := tx.UpdateLease(next, from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // everything is more rows than a ledger holds alive.
 const everything = 1 << 30
 

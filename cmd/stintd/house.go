@@ -124,6 +124,9 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	if err := h.assemble(ctx); err != nil {
 		return err
 	}
+	if err := h.releaseClaims(ctx); err != nil {
+		return err
+	}
 	statusListener, err := listenTCP(ctx, h.cfg.Listen.HTTP)
 	if err != nil {
 		return err
@@ -168,7 +171,7 @@ func (h *house) assemble(ctx context.Context) error {
 	if h.catalog, err = broker.NewCatalog(ctx, h.ledger, h.backends, h.admins.Overlapping); err != nil {
 		return err
 	}
-	if h.broker, err = broker.New(broker.Config{
+	if h.broker, err = broker.New(ctx, broker.Config{
 		Ledger: h.ledger, Catalog: h.catalog, Backends: h.backends, Meter: h.metrics, Logger: h.logger.Named("broker"),
 	}); err != nil {
 		return err
