@@ -14,6 +14,8 @@ var (
 	ErrNotProven = errors.New("end not proven")
 	// ErrUnknownHandle: the handle was not made by this backend, or is damaged.
 	ErrUnknownHandle = errors.New("unknown handle")
+	// ErrGone: the backend, asked for what it knew before, says that it is gone.
+	ErrGone = errors.New("gone at the backend")
 	// ErrInvalidRole: CheckRole refuses the role.
 	ErrInvalidRole = errors.New("invalid role")
 )

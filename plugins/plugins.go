@@ -72,10 +72,24 @@ type Prober interface {
 	Healthy(ctx context.Context) error
 }
 
-// Lister is implemented by backends that can list what exists under a role, for reconciliation.
+// Lister is implemented by backends that can say what they hold, so that it can be compared with what the broker knows. It
+// changes nothing at the backend.
 type Lister interface {
-	// List yields everything alive that was issued through the role, whoever asked for it.
+	// List yields what the backend holds under what the role names there, whoever asked for it: each once, with Handle
+	// and PublicRef; the other fields MAY be zero. It MUST NOT yield what was issued under anything else. What was alive
+	// before the call and still is after it MUST be yielded, unless the last that is yielded is an error; the error
+	// MUST wrap errors.ErrUnsupported where the role can never be listed. The caller MAY stop at any time.
 	List(ctx context.Context, role Role) iter.Seq2[Found, error]
+
+	// Find asks the backend for what a handle names, one of List or one that Issue returned, and returns all that there
+	// is to know of it. The error MUST wrap ErrGone where the backend's answer proves that it is gone, and MUST NOT
+	// wrap it where the answer does not (see Backend.Revoke).
+	Find(ctx context.Context, handle Handle) (Found, error)
+
+	// Key returns what a handle names, as comparable text: the handles of List and of Issue have the same key exactly
+	// when they name the same credential. It MUST be empty for a handle by which List yields nothing, such as one that
+	// was prepared before the backend named the credential. It MUST do no I/O.
+	Key(handle Handle) string
 }
 
 // Publisher is implemented by backends that issue certificates: what a relying service needs to trust them.
@@ -271,8 +285,11 @@ type Finding struct {
 
 // Found is something alive at a backend.
 type Found struct {
-	// Handle ends it, as far as the backend can tell from the outside.
-	Handle    Handle
+	// Handle MUST suffice for Revoke to end it.
+	Handle Handle
+	// PublicRef names it to people: the Credential's PublicRef where the backend can tell it, else the part of the
+	// handle that is its ID at the backend.
 	PublicRef string
-	NotAfter  time.Time
+	// IssuedAt and NotAfter are by the backend's clock. NotAfter is zero where there is no end.
+	IssuedAt, NotAfter time.Time
 }

@@ -206,35 +206,3 @@ func (s *suite) missingCSR(t *testing.T) {
 	}
 	s.endWhatMayBe(t, req)
 }
-
-// list expects a credential in the list while it lives, and not afterwards.
-func (s *suite) list(t *testing.T) {
-	lister, ok := s.Backend.(plugins.Lister)
-	if !ok {
-		t.Skip("it does not list")
-	}
-	got := s.issue(t)
-	if !s.listed(t, lister, got.cred.PublicRef) {
-		t.Errorf("%s is alive and not listed", got.cred.PublicRef)
-	}
-	if s.info.Ends != plugins.EndsRevocable {
-		return
-	}
-	s.revoke(t, got.held())
-	if s.listed(t, lister, got.cred.PublicRef) {
-		t.Errorf("%s is revoked and still listed", got.cred.PublicRef)
-	}
-}
-
-func (s *suite) listed(t *testing.T, lister plugins.Lister, ref string) bool {
-	t.Helper()
-	for found, err := range lister.List(s.context(t), s.Role) {
-		if err != nil {
-			t.Fatalf("List: %v", err)
-		}
-		if found.PublicRef == ref {
-			return true
-		}
-	}
-	return false
-}

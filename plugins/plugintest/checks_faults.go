@@ -213,6 +213,7 @@ func (s *suite) breakAndHeal(t *testing.T) {
 			t.Errorf("Healthy without the backend said %v, want ErrUnavailable", err)
 		}
 	}
+	s.listBroken(t, got)
 	heal()
 	s.checkEnded(t, got, s.revoke(t, got.held()))
 	s.endWhatMayBe(t, req)

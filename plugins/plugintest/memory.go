@@ -53,6 +53,7 @@ type slot struct {
 	dropped    bool // Drop ended it
 	ends       plugins.Ends
 	password   secret.Value
+	madeAt     time.Time
 	notAfter   time.Time
 }
 
@@ -113,6 +114,23 @@ func (m *Memory) List(ctx context.Context, role plugins.Role) iter.Seq2[plugins.
 		}
 	}
 }
+
+// Find returns what is alive under a handle.
+func (m *Memory) Find(ctx context.Context, h plugins.Handle) (plugins.Found, error) {
+	if err := ctx.Err(); err != nil || m.faults.isBroken() {
+		return plugins.Found{}, fmt.Errorf("find in memory: %w", plugins.ErrUnavailable)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, ok := m.slots[h]
+	if !ok || !s.works(time.Now()) {
+		return plugins.Found{}, fmt.Errorf("find in memory: %w", plugins.ErrGone)
+	}
+	return s.found(h), nil
+}
+
+// Key returns the handle: there is one for each credential.
+func (*Memory) Key(h plugins.Handle) string { return string(h) }
 
 // Alive returns the leases whose credential would work now, sorted. It is the truth that a test holds against what
 // a broker believes.
@@ -186,7 +204,7 @@ func (m *Memory) issue(ctx context.Context, req plugins.Request, h plugins.Handl
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.bring(h, slot{
-			lease: req.Lease, role: req.Role.Name, ends: cfg.ends(), password: password, notAfter: notAfter,
+			lease: req.Lease, role: req.Role.Name, ends: cfg.ends(), password: password, madeAt: time.Now(), notAfter: notAfter,
 		})
 	})
 	if err != nil {
@@ -231,11 +249,15 @@ func (m *Memory) found(role string) []plugins.Found {
 	var all []plugins.Found
 	for h, s := range m.slots {
 		if s.role == role && s.works(time.Now()) {
-			all = append(all, plugins.Found{Handle: h, PublicRef: publicRef(s.lease), NotAfter: s.notAfter})
+			all = append(all, s.found(h))
 		}
 	}
 	slices.SortFunc(all, func(a, b plugins.Found) int { return strings.Compare(a.PublicRef, b.PublicRef) })
 	return all
+}
+
+func (s *slot) found(h plugins.Handle) plugins.Found {
+	return plugins.Found{Handle: h, PublicRef: publicRef(s.lease), IssuedAt: s.madeAt, NotAfter: s.notAfter}
 }
 
 // works reports whether the slot's credential would be accepted.

@@ -3,6 +3,7 @@ package plugintest_test
 import (
 	"context"
 	"errors"
+	"iter"
 	"os"
 	"os/exec"
 	"slices"
@@ -26,6 +27,9 @@ type mutant struct {
 	checkRole  func(plugins.RoleInfo, error) (plugins.RoleInfo, error)
 	issue      func(context.Context, plugins.Request) (plugins.Credential, error)
 	revoke     func(context.Context, plugins.Held) (plugins.Ending, error)
+	list       func(context.Context, plugins.Role) iter.Seq2[plugins.Found, error]
+	find       func(context.Context, plugins.Handle) (plugins.Found, error)
+	key        func(plugins.Handle) string
 }
 
 func (m *mutant) Descriptor() plugins.Descriptor {
@@ -55,6 +59,27 @@ func (m *mutant) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending,
 		return m.revoke(ctx, held)
 	}
 	return m.Memory.Revoke(ctx, held)
+}
+
+func (m *mutant) List(ctx context.Context, role plugins.Role) iter.Seq2[plugins.Found, error] {
+	if m.list != nil {
+		return m.list(ctx, role)
+	}
+	return m.Memory.List(ctx, role)
+}
+
+func (m *mutant) Find(ctx context.Context, h plugins.Handle) (plugins.Found, error) {
+	if m.find != nil {
+		return m.find(ctx, h)
+	}
+	return m.Memory.Find(ctx, h)
+}
+
+func (m *mutant) Key(h plugins.Handle) string {
+	if m.key != nil {
+		return m.key(h)
+	}
+	return m.Memory.Key(h)
 }
 
 // mutants break one rule each; the subtest named must notice.
@@ -147,6 +172,41 @@ func mutants() map[string]struct {
 				return end, err
 			}
 		}, "break_and_heal"},
+		"lists nothing": {func(m *mutant) {
+			m.list = func(context.Context, plugins.Role) iter.Seq2[plugins.Found, error] {
+				return func(func(plugins.Found, error) bool) {}
+			}
+		}, "list"},
+		"lists twice": {func(m *mutant) {
+			m.list = func(ctx context.Context, role plugins.Role) iter.Seq2[plugins.Found, error] {
+				return func(yield func(plugins.Found, error) bool) {
+					for found, err := range m.Memory.List(ctx, role) {
+						if !yield(found, err) || !yield(found, err) {
+							return
+						}
+					}
+				}
+			}
+		}, "list"},
+		"finds what is gone": {func(m *mutant) {
+			m.find = func(ctx context.Context, h plugins.Handle) (plugins.Found, error) {
+				found, err := m.Memory.Find(ctx, h)
+				if errors.Is(err, plugins.ErrGone) {
+					return plugins.Found{Handle: h, PublicRef: "m-" + string(h)}, nil
+				}
+				return found, err
+			}
+		}, "list"},
+		"gone because it is broken": {func(m *mutant) {
+			m.find = func(ctx context.Context, h plugins.Handle) (plugins.Found, error) {
+				found, err := m.Memory.Find(ctx, h)
+				if err != nil {
+					err = plugins.ErrGone
+				}
+				return found, err
+			}
+		}, "break_and_heal"},
+		"one key for all": {func(m *mutant) { m.key = func(plugins.Handle) string { return "key" } }, "list"},
 		"leaves goroutines": {func(m *mutant) {
 			m.issue = func(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
 				go func() { <-context.WithoutCancel(ctx).Done() }()

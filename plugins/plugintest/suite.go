@@ -202,7 +202,7 @@ func checkError(tb testing.TB, err error) {
 		return
 	}
 	sentinels := []error{
-		plugins.ErrUnavailable, plugins.ErrMisconfigured, plugins.ErrNotIssued, plugins.ErrNotProven, plugins.ErrUnknownHandle, plugins.ErrInvalidRole,
+		plugins.ErrUnavailable, plugins.ErrMisconfigured, plugins.ErrNotIssued, plugins.ErrNotProven, plugins.ErrUnknownHandle, plugins.ErrGone, plugins.ErrInvalidRole,
 	}
 	if !slices.ContainsFunc(sentinels, func(s error) bool { return errors.Is(err, s) }) {
 		tb.Errorf("error wraps no sentinel of package plugins: %v", err)

@@ -135,4 +135,8 @@ func quote(s string) string {
 
 func printable(s string) string { return strings.Trim(quote(s), `"`) }
 
-var errPatternedPath = errors.New("a path with parameters cannot be listed")
+// Why a role cannot be listed.
+var (
+	errPatternedPath = errors.New("a path with parameters cannot be listed")
+	errNoLeases      = errors.New("stored values have no leases")
+)

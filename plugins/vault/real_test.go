@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -254,28 +255,77 @@ func newAccessors(before, after []string, handle string) []string {
 	return out
 }
 
+// TestList finds what was issued under a role by Stint and by others, and nothing else.
 func TestList(t *testing.T) {
-	f, pg := shared(t), servers.Postgres(t)
-	role := f.Database(t, pg)
+	f := shared(t)
+	role := f.SSH(t)
 	b := backend(t, f.Config())
-	cred, held := issue(t, b, request(role, time.Minute, nil))
-	var mine []plugins.Found
-	for found, err := range b.List(t.Context(), role) {
-		if err != nil {
-			t.Fatal(err)
+	_, held := issue(t, b, request(role, 5*time.Minute, ip("10.0.0.42")))
+	foreign(t, f)
+	out, err := f.Root.Logical().WriteWithContext(t.Context(), "ssh/creds/stint-otp", map[string]any{"ip": "10.0.0.43"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listed []string
+	for found, listErr := range b.List(t.Context(), role) {
+		if listErr != nil {
+			t.Fatal(listErr)
 		}
-		if strings.Contains(string(held.Handle), found.PublicRef) {
-			mine = append(mine, found)
+		_, id, _ := strings.Cut(b.Key(found.Handle), " ")
+		listed = append(listed, id)
+		if id == out.LeaseID {
+			revoke(t, b, plugins.Held{Handle: found.Handle}, plugins.ReadBack)
 		}
 	}
-	if len(mine) != 1 || mine[0].NotAfter.Sub(cred.NotAfter).Abs() > 2*time.Second {
-		t.Fatalf("listed %+v, want one that ends at %s", mine, cred.NotAfter)
+	_, mine, _ := strings.Cut(b.Key(held.Handle), " ")
+	for _, want := range []string{mine, out.LeaseID} {
+		if !slices.Contains(listed, want) {
+			t.Errorf("%s is not listed in %v", want, listed)
+		}
 	}
-	revoke(t, b, plugins.Held{Handle: mine[0].Handle}, plugins.ReadBack)
+	for _, id := range listed {
+		if !strings.HasPrefix(id, "ssh/creds/stint-otp/") {
+			t.Errorf("listed %s, which is of another role", id)
+		}
+	}
 	revoke(t, b, held, plugins.ReadBack)
-	for found, err := range b.List(t.Context(), role) {
-		if err != nil || strings.Contains(string(held.Handle), found.PublicRef) {
-			t.Errorf("still listed: %+v, %v", found, err)
+}
+
+// foreign makes a lease beside Stint's role, as another user of Vault would.
+func foreign(t *testing.T, f *vaulttest.Fixture) {
+	t.Helper()
+	root := f.Root.Logical()
+	_, err := root.WriteWithContext(t.Context(), "ssh/roles/others", map[string]any{
+		"key_type": "otp", "default_user": "ubuntu", "cidr_list": "10.0.0.0/8",
+	})
+	if err == nil {
+		_, err = root.WriteWithContext(t.Context(), "ssh/creds/others", map[string]any{"ip": "10.0.0.44"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestListRefuses says which roles cannot be listed, and that it is for good.
+func TestListRefuses(t *testing.T) {
+	f := shared(t)
+	b := backend(t, f.Config())
+	for name, role := range map[string]plugins.Role{
+		"a path with parameters": vaulttest.Role("patterned", map[string]any{"path": "database/creds/stint-{{ .params.env }}", "policy": "stint-x"}),
+		"a stored value":         vaulttest.Role("stored", map[string]any{"path": "kv/data/x", "policy": "stint-x", "kind": "static"}),
+	} {
+		role.Parameters, role.AcceptPermanent = []string{"env"}, true
+		var got error
+		for _, err := range b.List(t.Context(), role) {
+			got = err
+		}
+		if !errors.Is(got, errors.ErrUnsupported) {
+			t.Errorf("%s: %v, want ErrUnsupported", name, got)
+		}
+	}
+	for _, h := range []plugins.Handle{"", "{}", `{"v":1,"cluster":"c","accessor":"a"}`} {
+		if key := b.Key(h); key != "" {
+			t.Errorf("handle %q has the key %q", h, key)
 		}
 	}
 }

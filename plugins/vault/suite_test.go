@@ -14,21 +14,11 @@ import (
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
 
-// unlisted is a Backend without List: the suite looks for the public reference there, and a lease does not know the
-// database user that it stands for. TestList lists by lease ID.
-type unlisted struct {
-	plugins.Backend
-	plugins.Preparer
-	plugins.Prober
-}
-
-func hideList(b *vault.Backend) unlisted { return unlisted{b, b, b} }
-
 // otp tells the suite that the ssh mount sets the TTL, which a role cannot say without asking Vault.
-type otp struct{ unlisted }
+type otp struct{ *vault.Backend }
 
 func (o otp) CheckRole(role plugins.Role) (plugins.RoleInfo, error) {
-	info, err := o.unlisted.CheckRole(role)
+	info, err := o.Backend.CheckRole(role)
 	info.MaxTTL = vaulttest.OTPLease
 	return info, err
 }
@@ -60,7 +50,7 @@ func TestSuiteSSH(t *testing.T) {
 		"fields": map[string]any{"username": "username", "password": "key"},
 	}).Config
 	plugintest.Run(t, plugintest.Harness{
-		Backend: otp{hideList(backend(t, f.Config()))}, Role: role, BadRoles: badRoles(role),
+		Backend: otp{backend(t, f.Config())}, Role: role, BadRoles: badRoles(role),
 		Request: func(testing.TB) plugins.Request { return plugins.Request{Params: ip("10.0.0.42")} },
 		// To verify a one-time password is to use it up, so its lease is asked for.
 		Works: func(ctx context.Context, cred plugins.Credential) bool {
@@ -81,7 +71,7 @@ func TestSuiteDatabase(t *testing.T) {
 	f := vaulttest.Setup(t, server)
 	role := f.Database(t, pg)
 	plugintest.Run(t, plugintest.Harness{
-		Backend: hideList(backend(t, f.Config())), Role: role, BadRoles: badRoles(role),
+		Backend: backend(t, f.Config()), Role: role, BadRoles: badRoles(role),
 		Works: func(ctx context.Context, cred plugins.Credential) bool {
 			dsn := pg.DSN(string(cred.Fields["username"].Expose()), string(cred.Fields["password"].Expose()), "postgres")
 			conn, err := pgx.Connect(ctx, dsn)
