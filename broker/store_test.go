@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 )
@@ -126,9 +127,11 @@ func (t *storeTx) Commit() error {
 	if t.store.hit(atCommit) {
 		return errors.Join(errDisk, t.Rollback())
 	}
+	failpoint.Hit("ledger.commit")
 	if err := t.StoreTx.Commit(); err != nil {
 		return err
 	}
+	failpoint.Hit("ledger.committed")
 	t.store.mu.Lock()
 	t.store.commits++
 	t.store.mu.Unlock()
