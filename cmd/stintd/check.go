@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -30,8 +29,14 @@ const (
 type checkOptions struct {
 	config  string
 	offline bool
+	probe   bool
 	json    bool
+	output  string
+	tokens  []string
+	params  []string
 	timeout time.Duration
+	// progress takes what is said while something takes long.
+	progress io.Writer
 }
 
 func checkCommand() *cobra.Command {
@@ -39,25 +44,44 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check --config FILE",
 		Short: "Validate the configuration and the resources, connect to everything, and report all faults at once",
-		Long: `Validate the configuration and the resources, then connect to the identity source and to each backend. Nothing is
-changed anywhere. Exit status: 0 nothing found, 3 warnings only, 1 at least one fault.`,
+		Long: `Validate the configuration and the resources, then connect to the identity source and to each backend, and report what
+breaks or weakens the promise, each with the command or line that mends it. Nothing is changed anywhere, unless --probe
+issues and revokes one credential per role.
+
+Exit status: 0 nothing found, 3 warnings only, 1 at least one fault.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			show, err := o.printer()
+			if err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 			defer cancel()
-			show := printText
-			if o.json {
-				show = printJSON
-			}
+			o.progress = cmd.ErrOrStderr()
 			return report(cmd.OutOrStdout(), show, inspect(ctx, o))
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "/etc/stint/stint.hcl", "configuration file")
 	f.BoolVar(&o.offline, "offline", false, "connect to nothing")
-	f.BoolVar(&o.json, "json", false, "print the findings as JSON")
-	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long connecting may take in all")
+	f.StringArrayVar(&o.tokens, "vault-token-file", nil, "`[BACKEND=]FILE` with a Vault token that may read what serving must not; `stintd setup vault` prints its policy")
+	f.BoolVar(&o.probe, "probe", false, "issue and revoke one credential per role, for real")
+	f.StringArrayVar(&o.params, "param", nil, "`ROLE.NAME=VALUE` of a parameter, for --probe")
+	f.StringVarP(&o.output, "output", "o", "text", "text or json")
+	f.BoolVar(&o.json, "json", false, "the same as -o json")
+	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long connecting and trying may take in all")
 	return cmd
+}
+
+// printer returns what prints the findings.
+func (o checkOptions) printer() (func(io.Writer, []plugins.Finding) error, error) {
+	switch {
+	case o.json || o.output == "json":
+		return printJSON, nil
+	case o.output == "text":
+		return printText, nil
+	}
+	return nil, &codeError{exitUsage, fmt.Errorf("-o %s: there are text and json", o.output)}
 }
 
 // inspect finds everything that it can, in the order in which an operator would mend it.
@@ -70,16 +94,16 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 	var src *source.Source
 	if !o.offline {
 		var more []plugins.Finding
-		src, more = inspectIdentity(ctx, cfg)
+		within(o.progress, "identity", func() { src, more = inspectIdentity(ctx, cfg, o.config) })
 		found = append(found, more...)
 		if _, err := openKeys(cfg.Audit.KeyFile, cfg.Audit.Origin); err != nil {
 			found = append(found, plugins.Finding{
-				Severity: plugins.Breaks, Subject: "audit key", Problem: err.Error(),
+				Severity: plugins.Breaks, Code: "audit-key", Subject: "audit key", Problem: err.Error(),
 				Remedy: fmt.Sprintf("stintd audit key --origin %s --file %s", cfg.Audit.Origin, cfg.Audit.KeyFile),
 			})
 		}
 	}
-	found = append(found, inspectBackends(ctx, cfg, src)...)
+	found = append(found, inspectBackends(ctx, cfg, src, o)...)
 	if src != nil {
 		if err := src.Close(); err != nil {
 			found = append(found, faultsOf("identity", err)...)
@@ -90,49 +114,53 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 
 // inspectBackends opens every backend in a scratch directory, so that no embedded CA is made or touched, and goes on to the
 // roles. Without an identity, backends cannot be asked.
-func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source) []plugins.Finding {
-	scratch, err := os.MkdirTemp("", "stint-check-")
-	if err != nil {
-		return faultsOf("backend", err)
-	}
-	elsewhere := *cfg
-	elsewhere.DataDir = scratch
-	s := surroundings{cfg: &elsewhere, logger: zap.NewNop()}
-	if src != nil {
-		s.jwt = src
-	}
-	backends, faults := openBackends(s)
+func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source, o checkOptions) []plugins.Finding {
 	var found []plugins.Finding
-	for _, err := range faults {
+	err := withScratch(func(dir string) {
+		elsewhere := *cfg
+		elsewhere.DataDir = dir
+		s := surroundings{cfg: &elsewhere, logger: zap.NewNop()}
+		if src != nil {
+			s.jwt = src
+		}
+		backends, faults := openBackends(s)
+		for _, err := range faults {
+			found = append(found, faultsOf("backend", err)...)
+		}
+		set, more := inspectResources(cfg, backends)
+		found = append(found, more...)
+		if src != nil {
+			found = append(found, askBackends(ctx, set, backends, o)...)
+		}
+	})
+	if err != nil {
 		found = append(found, faultsOf("backend", err)...)
-	}
-	set, more := inspectResources(cfg, backends)
-	found = append(found, more...)
-	if src != nil {
-		found = append(found, askBackends(ctx, set, backends)...)
-	}
-	if err := os.RemoveAll(scratch); err != nil {
-		found = append(found, faultsOf("backend", err)...)
-	}
-	for i, f := range found { // what is said of the scratch directory is meant of the real one
-		found[i].Problem = strings.ReplaceAll(f.Problem, scratch, cfg.DataDir)
-		found[i].Remedy = strings.ReplaceAll(f.Remedy, scratch, cfg.DataDir)
 	}
 	return found
 }
 
-// faultsOf makes one finding of each line of an error that holds several.
+// withScratch gives do a directory that is gone afterwards.
+func withScratch(do func(dir string)) error {
+	dir, err := os.MkdirTemp("", "stint-check-")
+	if err != nil {
+		return fmt.Errorf("make a scratch directory: %w", err)
+	}
+	do(dir)
+	return os.RemoveAll(dir)
+}
+
+// faultsOf makes one finding of each line of an error that holds several. The subject is its code, too.
 func faultsOf(subject string, err error) []plugins.Finding {
 	var out []plugins.Finding
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		if line != "" {
-			out = append(out, plugins.Finding{Severity: plugins.Breaks, Subject: subject, Problem: line})
+			out = append(out, plugins.Finding{Severity: plugins.Breaks, Code: subject, Subject: subject, Problem: line})
 		}
 	}
 	return out
 }
 
-func inspectIdentity(ctx context.Context, cfg *config.Config) (*source.Source, []plugins.Finding) {
+func inspectIdentity(ctx context.Context, cfg *config.Config, file string) (*source.Source, []plugins.Finding) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	src, _, err := openIdentity(ctx, cfg, zap.NewNop())
@@ -149,8 +177,9 @@ func inspectIdentity(ctx context.Context, cfg *config.Config) (*source.Source, [
 	}
 	if len(svid.Certificates[0].DNSNames) == 0 {
 		found = append(found, plugins.Finding{
-			Severity: plugins.Weakens, Subject: "identity", Problem: svid.ID.String() + " has no DNS name: stock gRPC clients outside Go check names, not URIs",
-			Remedy: "spire-server entry update … -dns stint.example.org",
+			Severity: plugins.Weakens, Code: "svid-no-dns", Subject: "identity",
+			Problem: svid.ID.String() + " has no DNS name: stock gRPC clients outside Go check names, not URIs",
+			Remedy:  "spire-server entry update -entryID ID … -dns NAME; `stintd setup spire --config " + file + "` prints the whole entry",
 		})
 	}
 	if _, err := cfg.Domains(src.ID().TrustDomain()); err != nil {
@@ -169,98 +198,40 @@ func inspectResources(cfg *config.Config, backends map[string]plugins.Backend) (
 		return resource.Set{}, faultsOf("resources", err)
 	}
 	set, problems := resource.Parse(files, backends)
-	var warnings []string
+	var found []plugins.Finding
 	if len(problems) == 0 {
 		var engine *policy.Engine
 		if engine, problems = policy.Compile(set); engine != nil {
-			warnings = append(set.Warnings(), engine.Warnings()...)
+			for _, w := range slices.Concat(set.Warnings(), engine.Warnings()) {
+				found = append(found, resourceWarning(w))
+			}
 		}
 	}
-	var found []plugins.Finding
 	for _, p := range problems {
-		found = append(found, plugins.Finding{Severity: plugins.Breaks, Subject: "resources", Problem: p.String()})
+		found = append(found, plugins.Finding{
+			Severity: plugins.Breaks, Code: "resources", Subject: "resources", Problem: p.String(), Remedy: "mend " + p.At.String(),
+		})
 	}
 	for _, p := range set.Profiles() {
 		if cause := cfg.CheckProfile(p.Name, p.Agents...); cause != nil {
 			found = append(found, faultsOf("resources", cause)...)
 		}
 	}
-	for _, w := range warnings {
-		found = append(found, plugins.Finding{Severity: plugins.Weakens, Subject: "resources", Problem: w})
-	}
 	return set, found
 }
 
-// askBackends lets each backend that can look at its own set-up.
-func askBackends(ctx context.Context, set resource.Set, backends map[string]plugins.Backend) []plugins.Finding {
-	roles := map[string][]plugins.Role{}
-	for _, r := range set.Roles() {
-		roles[r.Backend] = append(roles[r.Backend], r.Plugin)
+// resourceWarning gives a warning about resources its code and its remedy.
+func resourceWarning(text string) plugins.Finding {
+	f := plugins.Finding{Severity: plugins.Weakens, Code: "resource-warning", Subject: "resources", Problem: text, Remedy: "see docs/resources.md"}
+	at, _, _ := strings.Cut(text, ": ")
+	role := text[strings.LastIndex(text, " ")+1:]
+	switch {
+	case strings.Contains(text, "no policy can ever permit role "):
+		f.Code = "role-never-permitted"
+		f.Remedy = fmt.Sprintf(`permit (principal, action == Stint::Action::"issue", resource == Stint::Role::%q); or permit: ceiling in its profile`, role)
+	case strings.Contains(text, "no profile lists role "):
+		f.Code = "role-unlisted"
+		f.Remedy = fmt.Sprintf("- {name: %s} under spec.roles of a profile, or remove the role at %s", role, at)
 	}
-	var found []plugins.Finding
-	for name, b := range backends {
-		if c, ok := b.(plugins.Checker); ok {
-			for _, f := range c.Check(ctx, roles[name]) {
-				f.Subject = name + " " + f.Subject
-				found = append(found, f)
-			}
-		}
-	}
-	slices.SortStableFunc(found, func(a, b plugins.Finding) int { return strings.Compare(a.Subject, b.Subject) })
-	return found
-}
-
-// report prints findings and turns the worst into an exit status.
-func report(out io.Writer, show func(io.Writer, []plugins.Finding) error, found []plugins.Finding) error {
-	code := 0
-	for _, f := range found {
-		switch f.Severity {
-		case plugins.Breaks:
-			code = exitBreaks
-		case plugins.Weakens:
-			if code == 0 {
-				code = exitWeakens
-			}
-		}
-	}
-	if err := show(out, found); err != nil {
-		return err
-	}
-	if code == 0 {
-		return nil
-	}
-	return &codeError{code, fmt.Errorf("%d findings", len(found))}
-}
-
-// printJSON prints findings for programs.
-func printJSON(out io.Writer, found []plugins.Finding) error {
-	type finding struct {
-		Severity string `json:"severity"`
-		Subject  string `json:"subject"`
-		Problem  string `json:"problem"`
-		Remedy   string `json:"remedy,omitempty"`
-	}
-	list := make([]finding, 0, len(found))
-	for _, f := range found {
-		list = append(list, finding{string(f.Severity), f.Subject, f.Problem, f.Remedy})
-	}
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(list)
-}
-
-// printText prints findings for people.
-func printText(out io.Writer, found []plugins.Finding) error {
-	var b strings.Builder
-	for _, f := range found {
-		fmt.Fprintf(&b, "%-7s %s: %s\n", f.Severity, f.Subject, f.Problem)
-		if f.Remedy != "" {
-			fmt.Fprintf(&b, "        mend: %s\n", f.Remedy)
-		}
-	}
-	if len(found) == 0 {
-		b.WriteString("ok: nothing found\n")
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
+	return f
 }

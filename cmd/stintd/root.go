@@ -39,7 +39,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &codeError{exitUsage, err} })
-	root.AddCommand(serveCommand(), checkCommand(), devCommand(), demoCommand(), backupCommand(), auditCommand(), versionCommand())
+	root.AddCommand(serveCommand(), checkCommand(), setupCommand(), devCommand(), demoCommand(), backupCommand(), auditCommand(), versionCommand())
 	return root
 }
 

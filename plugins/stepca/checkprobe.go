@@ -21,6 +21,9 @@ import (
 // probeTTL is the life of a certificate that Probe has made; it expires by itself where it cannot be revoked.
 const probeTTL = time.Minute
 
+// probeEnd is how long revoking it may take, even when there is no time left to look at anything else.
+const probeEnd = 30 * time.Second
+
 const pathRenew = "/1.0/renew"
 
 // Probe has a remote step-ca sign one certificate by the role for real, tries to renew it, which must not work, and
@@ -114,6 +117,8 @@ func (p *probe) renew(ctx context.Context, cert tls.Certificate) {
 }
 
 func (p *probe) revoke(ctx context.Context, held plugins.Held) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeEnd)
+	defer cancel()
 	_, err := p.backend.Revoke(ctx, held)
 	if err == nil {
 		return

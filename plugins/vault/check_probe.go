@@ -16,6 +16,9 @@ import (
 // probeTTL is the longest life of what Probe issues: it ends by itself where it cannot be ended.
 const probeTTL = time.Minute
 
+// probeEnd is how long ending it may take, even when there is no time left to look at anything else.
+const probeEnd = 30 * time.Second
+
 // Probe issues one credential by the role for real, with these parameters, and ends it. It reports what failed, and what
 // it could not end; nothing else is left, and the credential goes nowhere.
 func (b *Backend) Probe(ctx context.Context, role plugins.Role, params map[string]string) []plugins.Finding {
@@ -39,6 +42,8 @@ func (b *Backend) Probe(ctx context.Context, role plugins.Role, params map[strin
 	} else {
 		held.Handle, held.NotAfter = cred.Handle, cred.NotAfter
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeEnd)
+	defer cancel()
 	if _, err := b.Revoke(ctx, held); err != nil {
 		what := "what was issued"
 		if cred.PublicRef != "" {
