@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
+)
+
+// claimPage is how many leases are looked at in one reading.
+const claimPage = 1000
+
+// releaseClaims frees the leases that an earlier process was ending when it was killed. The lock on the data directory says
+// that nobody else works on this ledger; without this, those credentials would stay usable until the claims run out.
+func (h *house) releaseClaims(ctx context.Context) error {
+	held, err := h.heldClaims(ctx, time.Now())
+	if err != nil || len(held) == 0 {
+		return err
+	}
+	_, err = h.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		for _, from := range held {
+			next := from
+			next.Claim++
+			next.ClaimUntil = time.Time{}
+			if stale := tx.UpdateLease(next, from); stale != nil {
+				return stale
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("release claims of an earlier process: %w", err)
+	}
+	h.logger.Info("ends that an earlier process had begun are begun again", zap.Int("leases", len(held)))
+	return nil
+}
+
+// heldClaims returns the leases with a claim that still holds.
+func (h *house) heldClaims(ctx context.Context, now time.Time) ([]lease.Lease, error) {
+	var held []lease.Lease
+	err := h.ledger.View(ctx, func(r ledger.Reader) error {
+		filter := ledger.LeaseFilter{
+			States: []lease.State{lease.Intent, lease.Active, lease.Revoking, lease.Lapsing}, Limit: claimPage,
+		}
+		for {
+			page, err := r.ListLeases(filter)
+			if err != nil {
+				return err
+			}
+			for _, l := range page {
+				if l.ClaimUntil.After(now) {
+					held = append(held, l)
+				}
+			}
+			if len(page) < claimPage {
+				return nil
+			}
+			filter.Before = page[len(page)-1].ID
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read claims: %w", err)
+	}
+	return held, nil
+}
