@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -50,11 +51,7 @@ func vaultFor(tb testing.TB, vault *servertest.Vault, pg *servertest.Postgres) *
 
 // vaultBlock is a backend "vault" "main" with this auth block.
 func vaultBackend(vault *servertest.Vault, auth string, more ...string) string {
-	out := fmt.Sprintf("backend \"vault\" \"main\" {\n  address = %q\n  %s\n", vault.Addr, auth)
-	for _, line := range more {
-		out += "  " + line + "\n"
-	}
-	return out + "}\n"
+	return fmt.Sprintf("backend \"vault\" \"main\" {\n  address = %q\n  %s\n%s\n}\n", vault.Addr, auth, strings.Join(more, "\n"))
 }
 
 // tokenAuth puts a token with Stint's policy into a file and returns the auth block and the token.
@@ -62,6 +59,19 @@ func tokenAuth(tb testing.TB, f *vaulttest.Fixture) (block string, file string) 
 	tb.Helper()
 	path := f.TokenFile(tb).Token.File
 	return fmt.Sprintf("auth \"token\" { file = %q }", path), path
+}
+
+// appRoleAuth puts a secret ID into a file and returns the auth block.
+func appRoleAuth(tb testing.TB, f *vaulttest.Fixture) string {
+	tb.Helper()
+	role := f.AppRole(tb).AppRole
+	id, err := role.SecretID(tb.Context())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	path := tb.TempDir() + "/secret-id"
+	write(tb, path, string(id.Expose())+"\n")
+	return fmt.Sprintf("auth \"approle\" {\n    role_id   = %q\n    secret_id = \"file://%s\"\n  }", role.RoleID, path)
 }
 
 // embeddedCA is a backend "stepca" "internal".
@@ -119,12 +129,12 @@ func catalog(l limits, roles ...string) string {
 		otpRole: "backend: vault/main\n  vault:\n    path: ssh/creds/stint-otp\n    policy: stint-build-host-otp\n    data: {ip: \"{{ .params.ip }}\"}\n" +
 			"  parameters:\n    - {name: ip, pattern: \"10\\\\.0\\\\.0\\\\.[0-9]{1,3}\", required: true}\n  ttl: {default: 2m, max: 10m}",
 	}
-	out, names := "", ""
+	var out, names strings.Builder
 	for _, name := range roles {
-		out += "apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: " + name + "}\nspec:\n  " + specs[name] + "\n---\n"
-		names += "    - {name: " + name + "}\n"
+		fmt.Fprintf(&out, "apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: %s}\nspec:\n  %s\n---\n", name, specs[name])
+		fmt.Fprintf(&names, "    - {name: %s}\n", name)
 	}
-	return out + `apiVersion: stint.dev/v1
+	return out.String() + `apiVersion: stint.dev/v1
 kind: Profile
 metadata: {name: invoice-agent}
 spec:
@@ -133,7 +143,7 @@ spec:
   sponsor: head-of-billing@example.org
   purposes: [reconcile-invoices]
   roles:
-` + names + "  task: {" + l.task + "}\n  permit: ceiling\n"
+` + names.String() + "  task: {" + l.task + "}\n  permit: ceiling\n"
 }
 
 // declaration asks for roles.

@@ -118,8 +118,13 @@ func TestCheckDeployment(t *testing.T) {
 	dir := deployed(t, f)
 	config := dir + "/stint.hcl"
 	code, found := check(t, dir, config)
-	if code != 0 {
+	if code != 0 && code != exitWeakens {
 		t.Errorf("check of deploy/ exits with %d: %+v", code, found)
+	}
+	for _, x := range found { // the one warning there may be: serving's token reads no more than it needs
+		if !strings.Contains(x.Problem, "the token may not read it") {
+			t.Errorf("check of deploy/ says %+v", x)
+		}
 	}
 	if _, err := os.Stat(dir + "/data"); !os.IsNotExist(err) {
 		t.Errorf("check made the data directory: %v", err)
@@ -143,7 +148,8 @@ func TestCheckDeployment(t *testing.T) {
 		finds(t, found, plugins.Breaks, texts...)
 	}
 
-	line := 1 + strings.Count(good[:strings.Index(good, "task_trust_domain")], "\n")
+	above, _, _ := strings.Cut(good, "task_trust_domain")
+	line := 1 + strings.Count(above, "\n")
 	expect(spoil("unknown", "task_trust_domain", "task_trust_domian"), fmt.Sprintf("unknown.hcl:%d", line), "task_trust_domian", "task_trust_domain")
 	expect(spoil("tokenrole", `token_role = "stint"`, `token_role = "nope"`), "auth/token/create/nope")
 	expect(spoil("login", `role     = "stint"`, `role     = "nobody"`), "vault/prod")
@@ -185,6 +191,9 @@ func TestCheckResources(t *testing.T) {
 	}
 	finds(t, found, plugins.Breaks, "all.yaml:", "maxx")
 	finds(t, found, plugins.Breaks, "all.yaml:", "stepca/elsewhere")
+	if code, _, errs := run(t, s.dir, "serve", "--config", s.file("stint.hcl")); code == 0 || !strings.Contains(errs, "all.yaml:") {
+		t.Errorf("serve with such resources exits with %d: %s", code, errs)
+	}
 }
 
 // flip changes one bit of a record in a ledger that nobody else has open.

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 	"github.com/stint-dev/stint/sdk/agent"
 )
@@ -24,7 +26,7 @@ const (
 	// crashTimeEnv lengthens the loop: a duration such as 10m.
 	crashTimeEnv = "STINT_CRASH_TIME"
 	crashTime    = 30 * time.Second
-	crashHorizon = "5s"
+	crashHorizon = 5 * time.Second
 )
 
 // tally is what agents heard: what was acknowledged counts.
@@ -53,7 +55,7 @@ func (a *tally) fails(err error) {
 	a.note(func() { a.failed[name]++ })
 }
 
-// work declares, issues and completes until the end. Every eighth task is left to its idle timeout.
+// work declares, issues and completes until the end. A task whose completion fails is left to its idle timeout.
 func (a *tally) work(tb testing.TB, c *agent.Client, until time.Time) {
 	tb.Helper()
 	for n := 0; time.Now().Before(until); n++ {
@@ -84,78 +86,128 @@ func (a *tally) work(tb testing.TB, c *agent.Client, until time.Time) {
 	}
 }
 
+// crash is an installation whose daemon is killed while agents work, with every backend its own.
+type crash struct {
+	*site
+	*tally
+
+	vault   *vaulttest.Fixture
+	pg      *servertest.Postgres
+	ca      *servertest.StepCA
+	caData  string // step-ca's database
+	clients []*agent.Client
+}
+
 // TestKilledAgainAndAgain kills stintd every second or two while agents work, and then asks every backend: nothing that
 // was issued is alive, whether its agent ever heard of it or not, and the ledger knows all of it.
 func TestKilledAgainAndAgain(t *testing.T) {
 	t.Parallel()
-	limit := crashTime
-	if text := os.Getenv(crashTimeEnv); text != "" {
-		var err error
-		if limit, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if testing.Short() {
-		limit = 5 * time.Second
-	}
-	horizon, err := time.ParseDuration(crashHorizon)
-	if err != nil {
-		t.Fatal(err)
-	}
-	vault := servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: horizon})
-	pg := servertest.StartPostgres(t)
-	ca := servertest.StartStepCA(t, servertest.StepCAOptions{Database: "bbolt"})
-	caData := onlyFile(t, filepath.Join(filepath.Dir(t.TempDir()), "*", "db.bbolt"))
-	f := vaultFor(t, vault, pg)
-	auth, _ := tokenAuth(t, f)
-	s := newSite(t, "", vaultBackend(vault, auth, `max_request_duration = "`+crashHorizon+`"`)+embeddedCA+remoteCA(t, ca),
-		catalog(limits{dbTTL: "{default: 30s, max: 30s}"}, dbRole, certRole, remoteRole))
-
-	heard := &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}
-	d := s.start(t)
-	clients := make([]*agent.Client, crashAgents)
-	var agents sync.WaitGroup
-	until := time.Now().Add(limit)
-	for i := range clients {
-		clients[i] = s.agent(t, "/agent/a"+string(rune('a'+i)))
-		agents.Go(func() { heard.work(t, clients[i], until) })
-	}
-	kills := 0
-	for ; time.Now().Before(until); kills++ {
-		<-time.After(time.Second + rand.N(time.Second))
-		d.kill(t)
-		d = s.start(t)
-	}
-	agents.Wait()
-	d.kill(t)
+	c := newCrash(t)
+	kills := c.rage(t, crashLength(t))
 
 	began := time.Now()
-	d = s.start(t)
-	s.allClosed(t, s.admin(t))
+	d := c.start(t)
+	c.allClosed(t, c.admin(t))
 	t.Logf("killed %d times; %d tasks declared, %d completed, %d credentials acknowledged %v; failures %v; every task closed %s after the last start",
-		kills+1, heard.declared, heard.completed, len(heard.issued), heard.byRole, heard.failed, time.Since(began).Round(100*time.Millisecond))
-	if len(heard.issued) < crashAgents || heard.completed == 0 {
+		kills, c.declared, c.completed, len(c.issued), c.byRole, c.failed, time.Since(began).Round(100*time.Millisecond))
+	if len(c.issued) < crashAgents || c.completed == 0 {
 		t.Fatal("too little happened for the test to mean anything")
 	}
+	c.checkVault(t)
+	all := c.checkLedger(t)
+	crl := c.revocations(t, "stepca/internal", "stepca/remote")
+	for name, credential := range c.issued {
+		if credential.Certificate != nil && !crl.holds(credential.Certificate.Chain[0]) {
+			t.Errorf("the certificate of %s (%s) is not on the CRL", name, all.leases[name].Role)
+		}
+	}
+	for i, client := range c.clients {
+		if err := client.VerifyLog(t.Context()); err != nil {
+			t.Errorf("agent %d verifies the log: %v", i, err)
+		}
+	}
+	d.stop(t)
+	c.verifyLog(t, c.checkpoints)
+	c.checkStepCA(t, all)
+}
 
-	// PostgreSQL and Vault.
-	if n := users(t, pg, "v-%"); n != 0 {
+// crashLength is how long the agents work.
+func crashLength(tb testing.TB) time.Duration {
+	tb.Helper()
+	if testing.Short() {
+		return 5 * time.Second
+	}
+	text := os.Getenv(crashTimeEnv)
+	if text == "" {
+		return crashTime
+	}
+	length, err := time.ParseDuration(text)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return length
+}
+
+func newCrash(tb testing.TB) *crash {
+	tb.Helper()
+	c := &crash{tally: &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}}
+	vault := servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon})
+	c.pg = servertest.StartPostgres(tb)
+	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
+	c.caData = onlyFile(tb, filepath.Join(filepath.Dir(tb.TempDir()), "*", "db.bbolt"))
+	c.vault = vaultFor(tb, vault, c.pg)
+	auth, _ := tokenAuth(tb, c.vault)
+	c.site = newSite(tb, "", vaultBackend(vault, auth, `  max_request_duration = "`+crashHorizon.String()+`"`)+embeddedCA+remoteCA(tb, c.ca),
+		catalog(limits{dbTTL: "{default: 30s, max: 30s}"}, dbRole, certRole, remoteRole))
+	for i := range crashAgents {
+		c.clients = append(c.clients, c.agent(tb, "/agent/a"+string(rune('a'+i))))
+	}
+	return c
+}
+
+// rage lets the agents work while stintd is killed and started again, and returns how often it was. In the end it is not
+// running.
+func (c *crash) rage(tb testing.TB, length time.Duration) int {
+	tb.Helper()
+	d := c.start(tb)
+	until := time.Now().Add(length)
+	var agents sync.WaitGroup
+	for _, client := range c.clients {
+		agents.Go(func() { c.work(tb, client, until) })
+	}
+	kills := 1
+	for ; time.Now().Before(until); kills++ {
+		<-time.After(time.Second + rand.N(time.Second))
+		d.kill(tb)
+		d = c.start(tb)
+	}
+	agents.Wait()
+	d.kill(tb)
+	return kills
+}
+
+// checkVault asks Vault and PostgreSQL what is alive.
+func (c *crash) checkVault(t *testing.T) {
+	t.Helper()
+	if n := users(t, c.pg, "v-%"); n != 0 {
 		t.Errorf("PostgreSQL has %d users left", n)
 	}
-	if left := f.Leases(t, "database/creds/stint-orders-ro"); len(left) != 0 {
+	if left := c.vault.Leases(t, "database/creds/stint-orders-ro"); len(left) != 0 {
 		t.Errorf("Vault has %d leases left: %v", len(left), left)
 	}
-	tokens := roleTokens(t, f)
-	t.Logf("%d empty tokens are left, made before an intent that was never committed; they die by Vault's clock", tokens)
+	t.Logf("%d empty tokens are left, made before an intent that was never committed; they die by Vault's clock", roleTokens(t, c.vault))
 	eventually(t, time.Minute, func() error {
-		if roleTokens(t, f) != 0 {
+		if roleTokens(t, c.vault) != 0 {
 			return errNotYet
 		}
 		return nil
 	})
+}
 
-	// The ledger.
-	all := s.ledger(t)
+// checkLedger sees that everything acknowledged is in the ledger, and that everything there has ended.
+func (c *crash) checkLedger(t *testing.T) records {
+	t.Helper()
+	all := c.ledger(t)
 	states, proofs := map[string]int{}, map[string]int{}
 	for _, l := range all.leases {
 		states[string(l.State)]++
@@ -164,53 +216,42 @@ func TestKilledAgainAndAgain(t *testing.T) {
 			t.Errorf("lease %s of %s is %s", l.ID, l.Role, l.State)
 		}
 	}
-	for name := range heard.issued {
+	for name := range c.issued {
 		if _, ok := all.leases[name]; !ok {
 			t.Errorf("%s was acknowledged and is not in the ledger", name)
 		}
 	}
 	t.Logf("the ledger has %d tasks and %d leases, by state %v, by proof %v", len(all.tasks), len(all.leases), states, proofs)
+	return all
+}
 
-	// Certificates.
-	crl := s.revocations(t, "stepca/internal", "stepca/remote")
-	for name, c := range heard.issued {
-		if c.Certificate != nil && !crl.holds(c.Certificate.Chain[0]) {
-			t.Errorf("the certificate of %s (%s) is not on the CRL", name, all.leases[name].Role)
-		}
-	}
-
-	// The log.
-	for i, c := range clients {
-		if err := c.VerifyLog(t.Context()); err != nil {
-			t.Errorf("agent %d verifies the log: %v", i, err)
-		}
-	}
-	d.stop(t)
-	s.verifyLog(t, heard.checkpoints)
-
-	// What step-ca signed, whoever heard of it.
-	list := ca.CRL(t)
-	ca.Stop(t)
-	onCRL := revocations{}
+// checkStepCA stops step-ca and reads in its database what it signed, whoever heard of it.
+func (c *crash) checkStepCA(t *testing.T, all records) {
+	t.Helper()
+	list, onCRL := c.ca.CRL(t), revocations{}
 	for _, e := range list.RevokedCertificateEntries {
 		onCRL[revoked(list.RawIssuer, e.SerialNumber)] = true
 	}
-	signed := certificatesIn(read(t, caData), ca.Intermediate)
+	c.ca.Stop(t)
+	signed := certificatesIn(read(t, c.caData), c.ca.Intermediate)
 	for _, cert := range signed {
-		name := strings.ToUpper(hexSerial(cert))
-		if _, ok := all.leases["leases/"+name]; !ok {
+		name := fmt.Sprintf("leases/%032X", cert.SerialNumber)
+		if _, ok := all.leases[name]; !ok {
 			t.Errorf("step-ca signed %s, which the ledger does not know", name)
 		}
 		if !onCRL.holds(cert) && time.Now().Before(cert.NotAfter) {
 			t.Errorf("step-ca signed %s, which is neither revoked nor expired", name)
 		}
 	}
-	for name, c := range heard.issued {
-		if c.Lease.GetRole() == remoteRole && signed[revoked(ca.Intermediate.RawSubject, c.Certificate.Chain[0].SerialNumber)] == nil {
+	for name, credential := range c.issued {
+		if credential.Lease.GetRole() != remoteRole {
+			continue
+		}
+		if leaf := credential.Certificate.Chain[0]; signed[revoked(leaf.RawIssuer, leaf.SerialNumber)] == nil {
 			t.Fatalf("%s is not among what was read of step-ca's database", name)
 		}
 	}
-	t.Logf("step-ca signed %d certificates, of which %d were acknowledged; %d entries on its CRL", len(signed), heard.byRole[remoteRole], len(onCRL))
+	t.Logf("step-ca signed %d certificates, of which %d were acknowledged; %d entries on its CRL", len(signed), c.byRole[remoteRole], len(onCRL))
 }
 
 // verifyLog runs `stintd audit verify` with the daemon's own checkpoints and with those that agents saw.
@@ -254,11 +295,6 @@ func certificatesIn(raw []byte, issuer *x509.Certificate) map[string]*x509.Certi
 		}
 	}
 	return out
-}
-
-func hexSerial(c *x509.Certificate) string {
-	text := c.SerialNumber.Text(16)
-	return strings.Repeat("0", 32-len(text)) + text
 }
 
 func onlyFile(tb testing.TB, pattern string) string {

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,35 +97,18 @@ func TestDev(t *testing.T) {
 	t.Parallel()
 	s := devSite{dir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t)}
 	d := s.start(t)
-	if banner := string(read(t, d.stdout)); !strings.Contains(banner, "DEVELOPMENT MODE") || !strings.Contains(banner, "fresh") {
-		t.Errorf("the banner is\n%s", banner)
-	}
-	declaration := agent.Declaration{Purpose: "try-it", Roles: []agent.Role{{Name: "web-client"}}}
-	task, err := s.agent(t).Declare(t.Context(), declaration)
-	if err != nil {
-		t.Fatal(err)
-	}
-	credential := issue(t, task, "web-client").Certificate
-	cert, root := credential.Chain[0], credential.Bundle[0]
-
-	production := newSite(t, "identity { workload_api = \""+strings.Replace(s.env(t)[envSocket], "/agent.sock", "/stint.sock", 1)+"\" }\n",
-		embeddedCA, catalog(limits{}, certRole))
-	if code, _, errs := run(t, production.dir, "serve", "--config", production.file("stint.hcl")); code == 0 || !strings.Contains(errs, "development CA") {
-		t.Errorf("serve with a development CA exits with %d: %s", code, errs)
-	}
-	d.signal(t, syscall.SIGINT)
-	if code := d.wait(t, 30*time.Second); code != 0 {
-		t.Fatalf("dev exits with %d after Ctrl-C: %s", code, d.log(t))
-	}
+	d.prints(t, d.stdout, "DEVELOPMENT MODE")
+	d.prints(t, d.stdout, "fresh")
+	first := s.certificate(t)
+	s.refusedByServe(t)
+	d.interrupt(t)
 	list, err := x509.ParseRevocationList(read(t, s.dir+"/state/broker/ca/dev/crl.der"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := false
-	for _, e := range list.RevokedCertificateEntries {
-		found = found || e.SerialNumber.Cmp(cert.SerialNumber) == 0
-	}
-	if !found {
+	if !slices.ContainsFunc(list.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool {
+		return e.SerialNumber.Cmp(first.Chain[0].SerialNumber) == 0
+	}) {
 		t.Error("the certificate of the ended task is not on the CRL")
 	}
 	if n := len(readLedger(t, s.ledgerFile()).tasks); n != 1 {
@@ -132,22 +116,47 @@ func TestDev(t *testing.T) {
 	}
 
 	d = s.start(t)
-	if banner := string(read(t, d.stdout)); !strings.Contains(banner, "kept from last time") {
-		t.Errorf("the second banner is\n%s", banner)
+	d.prints(t, d.stdout, "kept from last time")
+	if !s.certificate(t).Bundle[0].Equal(first.Bundle[0]) {
+		t.Error("a second start made another CA")
 	}
-	d.signal(t, syscall.SIGINT)
-	d.wait(t, 30*time.Second)
+	d.interrupt(t)
 	d = s.start(t, "--reset")
 	if n := len(readLedger(t, s.ledgerFile()).tasks); n != 0 {
 		t.Errorf("%d tasks outlived --reset", n)
 	}
-	again, err := s.agent(t).Declare(t.Context(), declaration)
-	if err != nil {
-		t.Fatalf("after --reset: %v", err)
-	}
-	if issue(t, again, "web-client").Certificate.Bundle[0].Equal(root) {
+	if s.certificate(t).Bundle[0].Equal(first.Bundle[0]) {
 		t.Error("--reset kept the CA")
 	}
-	d.signal(t, syscall.SIGINT)
-	d.wait(t, 30*time.Second)
+	d.interrupt(t)
+}
+
+// certificate declares a task and issues a certificate; the task stays open.
+func (s devSite) certificate(tb testing.TB) *agent.Certificate {
+	tb.Helper()
+	task, err := s.agent(tb).Declare(tb.Context(), agent.Declaration{Purpose: "try-it", Roles: []agent.Role{{Name: "web-client"}}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return issue(tb, task, "web-client").Certificate
+}
+
+// refusedByServe points a production broker at the development trust domain.
+func (s devSite) refusedByServe(tb testing.TB) {
+	tb.Helper()
+	socket := strings.Replace(s.env(tb)[envSocket], "/agent.sock", "/stint.sock", 1)
+	production := newSite(tb, "identity { workload_api = \""+socket+"\" }\n", embeddedCA, catalog(limits{}, certRole))
+	code, _, errs := run(tb, production.dir, "serve", "--config", production.file("stint.hcl"))
+	if code == 0 || !strings.Contains(errs, "development CA") {
+		tb.Errorf("serve with a development CA exits with %d: %s", code, errs)
+	}
+}
+
+// interrupt is Ctrl-C.
+func (d *daemon) interrupt(tb testing.TB) {
+	tb.Helper()
+	d.signal(tb, syscall.SIGINT)
+	if code := d.wait(tb, 30*time.Second); code != 0 {
+		tb.Fatalf("stintd exits with %d after Ctrl-C: %s", code, tail(d.log(tb)))
+	}
 }

@@ -46,7 +46,7 @@ func TestVaultFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Root.Sys().DeletePolicyWithContext(t.Context(), "stint-orders-db-read"); err != nil {
+	if err = f.Root.Sys().DeletePolicyWithContext(t.Context(), "stint-orders-db-read"); err != nil {
 		t.Fatal(err)
 	}
 	refused(dbRole, stintv1.Reason_REASON_BACKEND_MISCONFIGURED)

@@ -110,18 +110,18 @@ func readLedger(tb testing.TB, file string) records {
 	defer func() { _ = store.Close() }()
 	out := records{tasks: map[string]task.Task{}, leases: map[string]lease.Lease{}}
 	err = store.View(tb.Context(), func(r ledger.Reader) error {
-		tasks, err := r.ListTasks(ledger.TaskFilter{Limit: 1_000_000})
-		if err != nil {
-			return err
+		tasks, terr := r.ListTasks(ledger.TaskFilter{Limit: 1_000_000})
+		if terr != nil {
+			return terr
 		}
 		for _, t := range tasks {
 			out.tasks["tasks/"+t.ID.String()] = t
 		}
-		leases, err := r.ListLeases(ledger.LeaseFilter{Limit: 1_000_000})
+		leases, lerr := r.ListLeases(ledger.LeaseFilter{Limit: 1_000_000})
 		for _, l := range leases {
 			out.leases["leases/"+l.ID.String()] = l
 		}
-		return err
+		return lerr
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -162,12 +162,14 @@ func (s *site) record(tb testing.TB, parts ...string) string {
 // secrets collects what must be nowhere.
 type secrets [][]byte
 
-func (x *secrets) add(c *agent.Credential) {
-	for name, value := range c.Fields {
-		if name != "username" && name != "ip" && name != "port" && name != "key_type" {
-			*x = append(*x, bytes.Clone(value.Expose()))
+// with adds those of a credential.
+func (x secrets) with(c *agent.Credential) secrets {
+	for _, name := range []string{"password", "key"} {
+		if value, ok := c.Fields[name]; ok {
+			x = append(x, bytes.Clone(value.Expose()))
 		}
 	}
+	return x
 }
 
 // absent looks for the secrets, and for anything that looks like a Vault token, in every file of the site and in what the

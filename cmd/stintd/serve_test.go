@@ -1,103 +1,157 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+	"github.com/stint-dev/stint/sdk/agent"
 )
+
+// served is one task with a credential of every kind.
+type served struct {
+	*site
+
+	vault   *vaulttest.Fixture
+	pg      *servertest.Postgres
+	client  *agent.Client
+	task    *agent.Task
+	issued  map[string]*agent.Credential // by role
+	session *pgx.Conn                    // of the issued database user
+}
 
 // TestServe follows one task through real backends: a database user, certificates of both kinds of CA and a one-time
 // password; after it nothing of them is left at any backend, the record is complete, and no secret is anywhere.
 func TestServe(t *testing.T) {
 	t.Parallel()
-	f, pg, ca := sharedVault(t), servers.Postgres(t), servers.StepCA(t)
+	f, ca := sharedVault(t), servers.StepCA(t)
 	auth, tokenFile := tokenAuth(t, f)
-	s := newSite(t, "", vaultBackend(f.Server, auth)+embeddedCA+remoteCA(t, ca), catalog(limits{}, dbRole, otpRole, certRole, remoteRole))
-	d := s.start(t)
-	var hidden secrets
-	hidden = append(hidden, []byte(strings.TrimSpace(string(read(t, tokenFile)))))
+	roles := []string{dbRole, otpRole, certRole, remoteRole}
+	v := served{
+		site:  newSite(t, "", vaultBackend(f.Server, auth)+embeddedCA+remoteCA(t, ca), catalog(limits{}, roles...)),
+		vault: f, pg: servers.Postgres(t), issued: map[string]*agent.Credential{},
+	}
+	d := v.start(t)
+	v.client = v.agent(t, agentPath)
+	v.task = declare(t, v.client, 5*time.Minute, roles...)
+	hidden := secrets{[]byte(strings.TrimSpace(string(read(t, tokenFile))))}
+	for _, role := range roles {
+		v.issued[role] = issue(t, v.task, role)
+		hidden = hidden.with(v.issued[role])
+	}
+	v.works(t)
+	v.isSeen(t)
+	v.ends(t)
+	v.isGone(t)
+	v.isRecorded(t)
+	hidden.absent(t, v.site)
+	d.stop(t)
+	d.says(t, "open tasks stay open")
+	v.record(t, `"event":"server.stopped"`)
+}
 
-	client := s.agent(t, agentPath)
-	task := declare(t, client, 5*time.Minute, dbRole, otpRole, certRole, remoteRole)
-	db, otp, cert, remote := issue(t, task, dbRole), issue(t, task, otpRole), issue(t, task, certRole), issue(t, task, remoteRole)
-	hidden.add(db)
-	hidden.add(otp)
-
-	user := string(db.Fields["username"].Expose())
-	session, err := login(t.Context(), pg, db)
-	if err != nil {
+// works uses the database user for what it is for, and for what it is not.
+func (v *served) works(t *testing.T) {
+	t.Helper()
+	var err error
+	if v.session, err = login(t.Context(), v.pg, v.issued[dbRole]); err != nil {
 		t.Fatalf("log in with the issued user: %v", err)
 	}
 	var item string
-	if err := session.QueryRow(t.Context(), "SELECT item FROM orders").Scan(&item); err != nil || item != "bolt" {
+	if err = v.session.QueryRow(t.Context(), "SELECT item FROM orders").Scan(&item); err != nil || item != "bolt" {
 		t.Fatalf("read with the issued user: %q, %v", item, err)
 	}
-	if _, err := session.Exec(t.Context(), "DELETE FROM orders"); err == nil {
+	if _, err = v.session.Exec(t.Context(), "DELETE FROM orders"); err == nil {
 		t.Error("the issued user may write")
 	}
-	if report := string(s.get(t, "/readyz")); !strings.Contains(report, "ok") || strings.Contains(report, "not ready") {
+}
+
+// isSeen looks at what operators see while the task runs.
+func (v *served) isSeen(t *testing.T) {
+	t.Helper()
+	if report := string(v.get(t, "/readyz")); !strings.Contains(report, "vault/main") || strings.Contains(report, "not ready") {
 		t.Errorf("/readyz says:\n%s", report)
 	}
-	if got := string(s.get(t, "/metrics")); !strings.Contains(got, "stint_") || !strings.Contains(got, dbRole) {
+	if got := string(v.get(t, "/metrics")); !strings.Contains(got, dbRole) {
 		t.Errorf("/metrics has nothing of role %s", dbRole)
 	}
-	lease := s.ledger(t).leases[db.Lease.GetName()]
-	if lease.PublicRef != user && !strings.Contains(lease.PublicRef, user) {
-		t.Errorf("the ledger's reference is %q, the user %q", lease.PublicRef, user)
+	user := string(v.issued[dbRole].Fields["username"].Expose())
+	if ref := v.ledger(t).leases[v.issued[dbRole].Lease.GetName()].PublicRef; !strings.Contains(ref, user) {
+		t.Errorf("the ledger's reference is %q, the user %q", ref, user)
 	}
-	who, err := s.admin(t).Admin().WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: user})
-	if err != nil || who.GetTask().GetName() != task.Name() {
+	who, err := v.admin(t).Admin().WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: user})
+	if err != nil || who.GetTask().GetName() != v.task.Name() {
 		t.Errorf("whois %s: %v, %v", user, who, err)
 	}
+}
 
-	done, err := task.Complete(t.Context(), 30*time.Second)
+// ends completes the task, and reads how each lease ended.
+func (v *served) ends(t *testing.T) {
+	t.Helper()
+	done, err := v.task.Complete(t.Context(), 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := done.GetTask(); got.GetState() != stintv1.TaskState_TASK_STATE_CLOSED || got.GetTeardown().GetFinal() != 4 {
+	if got := done.GetTask(); got.GetState() != stintv1.TaskState_TASK_STATE_CLOSED || int(got.GetTeardown().GetFinal()) != len(v.issued) {
 		t.Fatalf("the task is %v, teardown %v", got.GetState(), got.GetTeardown())
 	}
 	for _, l := range done.GetLeases() {
 		want := plugins.ReadBack
-		if l.GetRole() == certRole || l.GetRole() == remoteRole {
+		if v.issued[l.GetRole()].Certificate != nil {
 			want = plugins.OnCRL
 		}
 		if l.GetProof() != string(want) {
 			t.Errorf("%s ended with proof %q (%s), want %q", l.GetRole(), l.GetProof(), l.GetProofDetail(), want)
 		}
 	}
-	if n := users(t, pg, user); n != 0 {
+}
+
+// isGone asks the backends.
+func (v *served) isGone(t *testing.T) {
+	t.Helper()
+	if user := string(v.issued[dbRole].Fields["username"].Expose()); users(t, v.pg, user) != 0 {
 		t.Errorf("PostgreSQL still has %s", user)
 	}
-	if err := session.Ping(t.Context()); err == nil {
+	if err := v.session.Ping(t.Context()); err == nil {
 		t.Error("the open session was not cut")
 	}
-	for _, path := range []string{"database/creds/stint-orders-ro/", "ssh/creds/stint-otp/"} {
-		for _, l := range f.Leases(t, strings.TrimSuffix(path, "/")) {
-			if strings.Contains(string(s.ledger(t).leases[db.Lease.GetName()].Handle), l) || strings.Contains(string(s.ledger(t).leases[otp.Lease.GetName()].Handle), l) {
-				t.Errorf("Vault still has %s", l)
-			}
+	left := slices.Concat(v.vault.Leases(t, "database/creds/stint-orders-ro"), v.vault.Leases(t, "ssh/creds/stint-otp"))
+	for _, role := range []string{dbRole, otpRole} {
+		handle := string(v.ledger(t).leases[v.issued[role].Lease.GetName()].Handle)
+		if !strings.Contains(handle, "/creds/stint-") {
+			t.Errorf("the ledger's handle of %s names no lease of Vault's: %s", role, handle)
+		}
+		if slices.ContainsFunc(left, func(lease string) bool { return strings.Contains(handle, lease) }) {
+			t.Errorf("Vault still has the lease of %s", role)
 		}
 	}
-	if _, err := f.Root.Logical().WriteWithContext(t.Context(), "ssh/verify", map[string]any{"otp": string(otp.Fields["key"].Expose())}); err == nil {
+	otp := string(v.issued[otpRole].Fields["key"].Expose())
+	if _, err := v.vault.Root.Logical().WriteWithContext(t.Context(), "ssh/verify", map[string]any{"otp": otp}); err == nil {
 		t.Error("the one-time password is still good")
 	}
-	crl := s.revocations(t, "stepca/internal", "stepca/remote")
-	if !crl.holds(cert.Certificate.Chain[0]) || !crl.holds(remote.Certificate.Chain[0]) {
-		t.Error("/crl.pem does not hold both certificates")
+	crl := v.revocations(t, "stepca/internal", "stepca/remote")
+	for _, role := range []string{certRole, remoteRole} {
+		if !crl.holds(v.issued[role].Certificate.Chain[0]) {
+			t.Errorf("the certificate of %s is not on the CRL", role)
+		}
 	}
-	s.record(t, `"event":"task.closed"`, strings.TrimPrefix(task.Name(), "tasks/"), `"read_back":2`, `"crl":2`)
-	if !strings.Contains(string(read(t, s.file("log", "checkpoints.log"))), "stint.example.org/audit") {
+}
+
+// isRecorded looks at the copies of the log, and proves it from the agent's side.
+func (v *served) isRecorded(t *testing.T) {
+	t.Helper()
+	v.record(t, `"event":"task.closed"`, strings.TrimPrefix(v.task.Name(), "tasks/"), `"read_back":2`, `"crl":2`)
+	if !strings.Contains(string(read(t, v.file("log", "checkpoints.log"))), "stint.example.org/audit") {
 		t.Error("no checkpoint was shipped")
 	}
-	if err := client.VerifyLog(t.Context()); err != nil {
+	if err := v.client.VerifyLog(t.Context()); err != nil {
 		t.Errorf("the agent verifies the log: %v", err)
 	}
-	hidden.absent(t, s)
-	d.stop(t)
-	d.says(t, "open tasks stay open")
-	s.record(t, `"event":"server.stopped"`)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stint-dev/stint/plugins/servertest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 	"github.com/stint-dev/stint/sdk/agent"
 )
@@ -16,8 +17,7 @@ import (
 func TestStopAndGoOn(t *testing.T) {
 	t.Parallel()
 	f, pg := sharedVault(t), servers.Postgres(t)
-	auth, _ := tokenAuth(t, f)
-	s := newSite(t, "", vaultBackend(f.Server, auth)+embeddedCA, catalog(limits{}, dbRole, slowRole, certRole))
+	s := newSite(t, "", vaultBackend(f.Server, appRoleAuth(t, f))+embeddedCA, catalog(limits{}, dbRole, slowRole, certRole))
 	d := s.start(t)
 	client := s.agent(t, agentPath)
 	brief := declare(t, client, 14*time.Second, certRole)
@@ -84,6 +84,39 @@ func TestStopAndGoOn(t *testing.T) {
 			t.Errorf("the database user of %s outlived its task", c.Lease.GetRole())
 		}
 	}
+}
+
+// TestKilledWhileRevoking kills stintd in the middle of a revocation. The next start goes on with it at once, and not only
+// when the dead process's claim runs out.
+func TestKilledWhileRevoking(t *testing.T) {
+	t.Parallel()
+	ca := servertest.StartStepCA(t, servertest.StepCAOptions{})
+	s := newSite(t, "", remoteCA(t, ca), catalog(limits{}, remoteRole))
+	d := s.start(t)
+	client := s.agent(t, agentPath)
+	task := declare(t, client, 5*time.Minute, remoteRole)
+	cert := issue(t, task, remoteRole)
+	ca.Pause(t)
+	if _, err := task.Complete(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	name := cert.Lease.GetName()
+	eventually(t, 10*time.Second, func() error {
+		if s.ledger(t).leases[name].ClaimUntil.IsZero() {
+			return errNotYet
+		}
+		return nil
+	})
+	d.kill(t)
+	ca.Resume(t)
+	d = s.start(t)
+	d.says(t, "begun again")
+	eventually(t, 15*time.Second, func() error {
+		if !s.ledger(t).leases[name].State.Final() {
+			return s.unfinished(t)
+		}
+		return nil
+	})
 }
 
 // TestHangup reloads resources on SIGHUP. What is invalid is refused whole, with file and line, and the old stay in force;

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -198,6 +199,11 @@ func (s *site) start(tb testing.TB) *daemon {
 	tb.Helper()
 	d := launch(tb, s.dir, "serve", "--config", s.file("stint.hcl"))
 	d.says(tb, `"msg":"ready"`)
+	for line := range strings.Lines(d.log(tb)) {
+		if _, took, ok := strings.Cut(line, `"took":`); ok && strings.Contains(line, `"msg":"ready"`) {
+			tb.Logf("ready in %.6s s", took)
+		}
+	}
 	return d
 }
 

@@ -111,10 +111,7 @@ func TestWorkloadAPI(t *testing.T) {
 	if n := users(t, pg, string(db.Fields["username"].Expose())) + users(t, pg, string(db2.Fields["username"].Expose())); n != 0 {
 		t.Errorf("PostgreSQL has %d of the users left", n)
 	}
-	var hidden secrets
-	hidden.add(db)
-	hidden.add(db2)
-	hidden.absent(t, s)
+	secrets{}.with(db).with(db2).absent(t, s)
 	d.stop(t)
 	if strings.Contains(d.log(t), "eyJ") {
 		t.Error("the log holds something that looks like a JWT")
