@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -133,10 +134,8 @@ func (d *devBroker) makeDir() error {
 	_, err = os.Stat(filepath.Join(d.dir, "broker"))
 	d.fresh = os.IsNotExist(err) || d.options.reset
 	if d.options.reset {
-		for _, part := range []string{"broker", "trust", "keys", "env", "audit.jsonl", "checkpoints.log"} {
-			if err := os.RemoveAll(filepath.Join(d.dir, part)); err != nil {
-				return fmt.Errorf("reset: %w", err)
-			}
+		if err := d.reset(); err != nil {
+			return fmt.Errorf("reset: %w", err)
 		}
 	}
 	for _, part := range []string{"", "keys", "trust"} {
@@ -145,6 +144,27 @@ func (d *devBroker) makeDir() error {
 		}
 	}
 	return os.WriteFile(filepath.Join(d.dir, ".gitignore"), []byte("*\n"), 0o600)
+}
+
+// reset removes what an earlier run left, unless that one still runs: its ledger knows what is to be revoked.
+func (d *devBroker) reset() error {
+	lock, err := os.OpenFile(filepath.Join(d.dir, "broker", "lock"), os.O_RDWR, 0)
+	if err == nil {
+		defer lock.Close()
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return fmt.Errorf("%s is in use by a `stintd dev` that runs; end that one first", d.dir)
+	}
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	for _, part := range []string{"broker", "trust", "keys", "env", "audit.jsonl", "checkpoints.log"} {
+		if err := os.RemoveAll(filepath.Join(d.dir, part)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // identities are the ready-made ones, by the name of their socket.
