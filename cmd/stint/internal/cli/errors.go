@@ -83,12 +83,9 @@ func (a *app) report(err error) int {
 	}
 	text := err.Error()
 	if e, ok := errors.AsType[*agent.Error](err); ok {
-		text = strings.Replace(text, e.Error(), e.ReasonName()+" "+e.Message, 1)
-		if len(e.Fields) > 1 || (len(e.Fields) == 1 && !strings.Contains(e.Message, e.Fields[0].Description)) {
-			for _, field := range e.Fields {
-				notes = append(notes, field.Field+": "+field.Description)
-			}
-		}
+		headline, _, _ := strings.Cut(e.Message, "\n")
+		text = strings.Replace(text, e.Error(), e.ReasonName()+" "+headline, 1)
+		notes = append(notes, fieldNotes(e, headline)...)
 		if f, ok := errors.AsType[*failure](err); !ok || !f.knowsNext {
 			next = append(next, hints(e)...)
 		}
@@ -102,6 +99,19 @@ func (a *app) report(err error) int {
 		a.say("next:   " + render.Clean(strings.Join(next, " · ")))
 	}
 	return code
+}
+
+// fieldNotes says what is wrong with each field, but for what the headline has said.
+func fieldNotes(e *agent.Error, headline string) []string {
+	var notes []string
+	for _, field := range e.Fields {
+		note := field.Field + ": " + field.Description
+		if strings.Contains(headline, note) || (len(e.Fields) == 1 && strings.Contains(headline, field.Description)) {
+			continue
+		}
+		notes = append(notes, note)
+	}
+	return notes
 }
 
 // say writes a line to standard error, which is all that can be done with it.
@@ -191,10 +201,9 @@ func exitCodeOf(e *agent.Error) int {
 // hints says what to type after a reason.
 func hints(e *agent.Error) []string {
 	switch e.Reason { //nolint:exhaustive // for the others the message says it
-	case stintv1.Reason_REASON_ROLE_OUTSIDE_PROFILE, stintv1.Reason_REASON_PURPOSE_OUTSIDE_PROFILE,
-		stintv1.Reason_REASON_ROLE_NOT_IN_TASK, stintv1.Reason_REASON_PARAMETER_INVALID:
+	case stintv1.Reason_REASON_ROLE_OUTSIDE_PROFILE, stintv1.Reason_REASON_ROLE_NOT_IN_TASK, stintv1.Reason_REASON_PARAMETER_INVALID:
 		return []string{"stint roles"}
-	case stintv1.Reason_REASON_NO_PROFILE, stintv1.Reason_REASON_UNAUTHENTICATED:
+	case stintv1.Reason_REASON_NO_PROFILE, stintv1.Reason_REASON_PURPOSE_OUTSIDE_PROFILE, stintv1.Reason_REASON_UNAUTHENTICATED:
 		return []string{"stint whoami"}
 	case stintv1.Reason_REASON_ADMIN_ROLE_REQUIRED:
 		return []string{"an identity with an administration role, or --admin-socket"}
