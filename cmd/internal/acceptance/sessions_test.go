@@ -59,13 +59,15 @@ func TestSession(t *testing.T) {
 	if open := d.stint(t, "lease", "list", "--state", "active").exits(t, 0).stdout; strings.Contains(open, "ACTIVE") {
 		t.Errorf("leases are left: %s", open)
 	}
+	again := []string{program(t, "stintd"), "dev", "--no-vault", "--listen", freeAddr(t), "--http", freeAddr(t)}
+	beside := run(t, call{args: append(again, "--reset"), dir: d.dir, env: d.plain()}).exits(t, 1)
+	shows(t, beside.stderr, `in use`)
+	d.stint(t, "task", "get", task).exits(t, 0)
 	d.signal(t, syscall.SIGTERM)
 	d.wait(t).exits(t, 0)
 
 	// Without the Vault that its resources name it does not start, and says what to type.
-	without := run(t, call{
-		args: []string{program(t, "stintd"), "dev", "--no-vault", "--listen", freeAddr(t), "--http", freeAddr(t)}, dir: d.dir, env: d.plain(),
-	}).exits(t, 1)
+	without := run(t, call{args: again, dir: d.dir, env: d.plain()}).exits(t, 1)
 	shows(t, without.stderr, `vault/dev`, `--reset`)
 }
 
@@ -110,6 +112,20 @@ func refusals(tb testing.TB, d *dev, closed string) {
 	// The admin socket works beside, and names who is there by uid.
 	local := run(tb, call{args: []string{program(tb, "stint"), "whoami", "--admin-socket", d.admin}, env: d.plain(), dir: d.dir})
 	shows(tb, local.exits(tb, 0).stdout, `local:uid:\d+`)
+}
+
+// What does not validate is refused whole, each fault once, with file and line.
+func TestFaultsOfResources(t *testing.T) {
+	t.Parallel()
+	d := startDev(t, []string{"--no-vault"})
+	write(t, d.dir+"/bad.yaml", []byte("apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: x}\nspec:\n  bakend: stepca/dev\n"))
+	refused := d.stintAs(t, "operator", "apply", "-f", "bad.yaml").exits(t, 2)
+	shows(t, refused.stderr, `^invalid: RESOURCE_INVALID bad\.yaml:5: `, `bad\.yaml:5: unknown key spec\.bakend; did you mean backend\?$`)
+	for _, fault := range []string{"did you mean backend", "spec.backend is missing", "spec.ttl is missing"} {
+		if n := strings.Count(refused.stderr, fault); n != 1 {
+			t.Errorf("%q is said %d times: %s", fault, n, refused)
+		}
+	}
 }
 
 // vaultFolder returns a folder with a program "vault" in it, as a person has one on PATH.
