@@ -12,6 +12,7 @@ import (
 
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/stop"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
@@ -64,6 +65,11 @@ func TestCrashChild(t *testing.T) {
 		t.Fatal("issued for a task that ended")
 	}
 	vault.prepared = nil
+	h.handOut(t, h.declare("vault"), "vault")
+	everything := broker.StopOrder{Target: stop.Target{Kind: stop.Backend, Name: "memory/vault"}}
+	if err = h.broker.StopAll(t.Context(), operator(), everything, func(broker.Stopping) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
 	// A role that is removed, and a task that expires.
 	d := declaration(newID(t), "vault")
 	d.TTL = time.Second

@@ -8,7 +8,7 @@ func Steps() []string {
 		"declare.committed",
 		"issue.prepared", "issue.intent", "issue.issued", "issue.active",
 		"issue.dropped", "issue.failed", "issue.discarded",
-		"revoke.asked", "role.removed", "close.committed",
+		"revoke.asked", "role.removed", "stop.page", "stop.chosen", "close.committed",
 		"teardown.due", "teardown.claimed", "teardown.revoked", "teardown.settled",
 	}
 }
