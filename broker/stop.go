@@ -195,14 +195,14 @@ func (b *Broker) endPage(
 	var closed []task.ID
 	commit, err = b.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		cause.Now = time.Now()
+		var failed error
 		if before != nil {
-			if err := before(tx); err != nil {
-				return err
-			}
+			failed = before(tx)
 		}
-		var err error
-		closed, more, err = s.End(tx, cause)
-		return err
+		if failed == nil {
+			closed, more, failed = s.End(tx, cause)
+		}
+		return failed
 	})
 	if err != nil {
 		return commit, false, storeFault(err)

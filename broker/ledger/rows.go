@@ -156,7 +156,7 @@ type Agent struct {
 	ID    string // SPIFFE ID
 	State AgentState
 	Since time.Time // when the state was set
-	By    string    // who set it: a SPIFFE ID, or "local:uid:0"
+	By    string    // who set it: a SPIFFE ID, or "uid:0"
 	// Record is the index of the audit record of that.
 	Record int64
 }
@@ -170,7 +170,7 @@ type AgentFilter struct {
 }
 
 // Rows is everything inside one transaction.
-type Rows interface {
+type Rows interface { //nolint:interfacebloat // the sum of small ones
 	Tasks
 	Leases
 	Queue

@@ -9,9 +9,9 @@ import (
 
 func testAgents(t *testing.T, s *suite) {
 	t.Helper()
-	a := ledger.Agent{ID: "spiffe://td/a", State: ledger.AgentSuspended, Since: base(), By: "local:uid:0", Record: 7}
+	a := ledger.Agent{ID: "spiffe://td/a", State: ledger.AgentSuspended, Since: base(), By: "uid:0", Record: 7}
 	b := ledger.Agent{ID: "spiffe://td/b", State: ledger.AgentSuspended, Since: base(), By: "spiffe://td/ops", Record: 8}
-	c := ledger.Agent{ID: "spiffe://td/c", State: ledger.AgentActive, Since: base().Add(time.Hour), By: "local:uid:1", Record: 9}
+	c := ledger.Agent{ID: "spiffe://td/c", State: ledger.AgentActive, Since: base().Add(time.Hour), By: "uid:1", Record: 9}
 	s.write(t, func(tx ledger.StoreTx) error {
 		for _, row := range []ledger.Agent{c, a, b} { // lists are by ID, not by order of writing
 			wants(t, "put", tx.PutAgent(row), nil)
@@ -44,7 +44,7 @@ func testAgents(t *testing.T, s *suite) {
 		return nil
 	})
 	resumed := a
-	resumed.State, resumed.Since, resumed.By, resumed.Record = ledger.AgentActive, base().Add(time.Minute), "local:uid:2", 10
+	resumed.State, resumed.Since, resumed.By, resumed.Record = ledger.AgentActive, base().Add(time.Minute), "uid:2", 10
 	s.write(t, func(tx ledger.StoreTx) error { return tx.PutAgent(resumed) })
 	s.close(t)
 	s.store = s.open(t, s.dir)

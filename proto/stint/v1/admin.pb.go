@@ -1443,7 +1443,7 @@ type Agent struct {
 	State AgentState `protobuf:"varint,2,opt,name=state,proto3,enum=stint.v1.AgentState" json:"state,omitempty"`
 	// Since when.
 	Since *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
-	// Who has set it: a SPIFFE ID, or "local:uid:<n>".
+	// Who has set it: a SPIFFE ID, or "uid:<n>" for a peer of the admin socket.
 	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
 	// The audit record of that.
 	AuditIndex    int64 `protobuf:"varint,5,opt,name=audit_index,json=auditIndex,proto3" json:"audit_index,omitempty"`
