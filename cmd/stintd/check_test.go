@@ -23,7 +23,7 @@ import (
 
 // finding is a line of `stintd check --json`.
 type finding struct {
-	Severity, Subject, Problem, Remedy string
+	Severity, Code, Subject, Problem, Remedy string
 }
 
 // check runs `stintd check` and returns its exit status and findings.

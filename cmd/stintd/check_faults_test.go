@@ -1,0 +1,133 @@
+package main
+
+import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/servertest"
+)
+
+// codesOf returns the codes of findings.
+func codesOf(found []finding) []string {
+	out := make([]string, len(found))
+	for i, f := range found {
+		out[i] = f.Code
+	}
+	return out
+}
+
+// nameless replaces the site's SVID by one without a DNS name.
+func nameless(t *testing.T, s *site) {
+	t.Helper()
+	key := newKey(t)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(99), NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain, Path: stintPath}}, BasicConstraintsValid: true,
+	}, s.ca.cert, key.Public(), s.ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, s.file("identity", "svid.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	write(t, s.file("identity", "key.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})))
+}
+
+// TestCheckFindsFaultsAroundBackends plants one fault at a time in what is Stint's own. Each has a code and a remedy.
+func TestCheckFindsFaultsAroundBackends(t *testing.T) {
+	t.Parallel()
+	good := catalog(limits{}, certRole)
+	for name, tt := range map[string]struct {
+		resources string
+		spoil     func(*testing.T, *site)
+		flags     []string
+		severity  plugins.Severity
+		code      string
+		remedy    string
+	}{
+		"no fault":              {},
+		"no DNS name":           {spoil: nameless, severity: plugins.Weakens, code: "svid-no-dns", remedy: "stintd setup spire"},
+		"never permitted":       {resources: strings.Replace(good, "permit: ceiling", "permit: none", 1), severity: plugins.Weakens, code: "role-never-permitted", remedy: `Stint::Role::"ledger-api"`},
+		"in no profile":         {resources: strings.Replace(good, "---\n", "---\n"+strings.ReplaceAll(good[:strings.Index(good, "---\n")], certRole, "lonely")+"---\n", 1), severity: plugins.Weakens, code: "role-unlisted", remedy: "{name: lonely}"}, //nolint:gocritic // good has it
+		"a role that is wrong":  {resources: strings.Replace(good, "usages", "usage", 1), severity: plugins.Breaks, code: "resources", remedy: "all.yaml:"},
+		"no audit key":          {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, severity: plugins.Breaks, code: "audit-key", remedy: "stintd audit key"},
+		"a token file too open": {flags: []string{"--vault-token-file", "/etc/hostname"}, severity: plugins.Breaks, code: "flags"},
+		"no such backend":       {flags: []string{"--vault-token-file", "vault/none=KEY"}, severity: plugins.Breaks, code: "flags"},
+		"no such parameter":     {flags: []string{"--param", "nobody.x=y"}, severity: plugins.Breaks, code: "flags"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			resources := tt.resources
+			if resources == "" {
+				resources = good
+			}
+			s := newSite(t, "", embeddedCA, resources)
+			if tt.spoil != nil {
+				tt.spoil(t, s)
+			}
+			for i := range tt.flags {
+				tt.flags[i] = strings.Replace(tt.flags[i], "=KEY", "="+s.file("audit.key"), 1)
+			}
+			code, found := check(t, s.dir, s.file("stint.hcl"), tt.flags...)
+			switch {
+			case tt.code == "":
+				if code != 0 || len(found) != 0 {
+					t.Errorf("check exits with %d: %+v", code, found)
+				}
+			case !slices.Equal(codesOf(found), []string{tt.code}) || found[0].Severity != string(tt.severity) || !strings.Contains(found[0].Remedy, tt.remedy):
+				t.Errorf("check exits with %d: %+v", code, found)
+			case (tt.severity == plugins.Breaks) != (code == exitBreaks), (tt.severity == plugins.Weakens) != (code == exitWeakens):
+				t.Errorf("check exits with %d for %s", code, tt.severity)
+			}
+		})
+	}
+}
+
+// TestCheckOutput holds both forms of output, and the refusal of a third.
+func TestCheckOutput(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "", embeddedCA, catalog(limits{}, certRole))
+	nameless(t, s)
+	config := s.file("stint.hcl")
+	code, text, _ := run(t, s.dir, "check", "--config", config)
+	if code != exitWeakens || !strings.HasPrefix(text, "warning identity: spiffe://example.org/stint has no DNS name") ||
+		!strings.Contains(text, "(svid-no-dns)\n        mend: spire-server entry update") {
+		t.Errorf("text, %d: %s", code, text)
+	}
+	_, long, _ := run(t, s.dir, "check", "--config", config, "-o", "json")
+	_, short, _ := run(t, s.dir, "check", "--config", config, "--json")
+	if long != short || !strings.Contains(long, `"code": "svid-no-dns"`) {
+		t.Errorf("-o json prints %s, and --json %s", long, short)
+	}
+	if code, out, errs := run(t, s.dir, "check", "--config", config, "-o", "yaml"); code != exitUsage || out != "" || !strings.Contains(errs, "text and json") {
+		t.Errorf("-o yaml exits with %d: %s%s", code, out, errs)
+	}
+}
+
+// TestCheckOfWhatHangs freezes a Vault: check says what it waits for, and ends in time with a finding.
+func TestCheckOfWhatHangs(t *testing.T) {
+	t.Parallel()
+	server := servertest.StartVault(t, servertest.VaultOptions{})
+	s := newSite(t, "", vaultBackend(server, `auth "token" { file = "`+"/nonexistent/token"+`" }`), catalog(limits{}, dbRole))
+	server.Pause(t)
+	defer server.Resume(t)
+	began := time.Now()
+	code, out, errs := run(t, s.dir, "check", "--config", s.file("stint.hcl"), "--timeout", "4s", "-o", "json")
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	if code != exitBreaks || !strings.Contains(out, `"vault-unreachable"`) || !strings.Contains(errs, "vault/main: still at it\n") {
+		t.Errorf("check exits with %d: %s%s", code, out, errs)
+	}
+}

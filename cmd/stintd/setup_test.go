@@ -1,0 +1,228 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault"
+	"github.com/stint-dev/stint/plugins/vault/vaulttest"
+)
+
+// moreRoles are of every engine, for agents of their own.
+const moreRoles = `apiVersion: stint.dev/v1
+kind: Role
+metadata: {name: build-host-otp}
+spec:
+  backend: vault/prod
+  vault: {path: ssh/creds/stint-otp, policy: stint-build-host-otp, data: {ip: "{{ .params.ip }}"}}
+  parameters: [{name: ip, pattern: "10\\.0\\.0\\.[0-9]{1,3}", required: true}]
+  ttl: {max: 10m}
+---
+apiVersion: stint.dev/v1
+kind: Role
+metadata: {name: internal-cert}
+spec:
+  backend: vault/prod
+  vault: {path: pki/issue/stint-internal, policy: stint-internal-cert, data: {common_name: agent.example.org, ttl: "{{ .ttl }}"}}
+  ttl: {max: 10m}
+---
+apiVersion: stint.dev/v1
+kind: Role
+metadata: {name: partner-key}
+spec:
+  backend: vault/prod
+  vault: {path: kv/data/partner, policy: stint-partner-key, kind: static}
+  accept_permanent: true
+  ttl: {max: 10m}
+---
+apiVersion: stint.dev/v1
+kind: Profile
+metadata: {name: builder}
+spec:
+  agents: ["spiffe://example.org/builder/*"]
+  owner: builds@example.org
+  sponsor: head-of-builds@example.org
+  purposes: [build]
+  roles: [{name: build-host-otp}, {name: internal-cert}, {name: partner-key}]
+  task: {max_ttl: 30m}
+  permit: ceiling
+`
+
+// engines is a Vault with engines as an operator sets them up, and nothing of Stint.
+func engines(t *testing.T, server *servertest.Vault, pg *servertest.Postgres) *vaulttest.Fixture {
+	t.Helper()
+	f := vaulttest.Setup(t, server)
+	f.SSH(t)
+	f.Database(t, pg)
+	f.PKI(t)
+	f.KV(t, "k")
+	if _, err := f.Root.Logical().WriteWithContext(t.Context(), "pki/config/crl", map[string]any{"auto_rebuild": true}); err != nil {
+		t.Fatal(err)
+	}
+	paths := []string{"auth/token/roles/stint", "sys/auth/" + vaulttest.JWTMount, "sys/auth/approle", "sys/policies/acl/stint"}
+	for _, name := range []string{"orders-db-read", "build-host-otp", "internal-cert", "partner-key"} {
+		paths = append(paths, "sys/policies/acl/stint-"+name)
+	}
+	for _, path := range paths {
+		if _, err := f.Root.Logical().DeleteWithContext(t.Context(), path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
+// runScript runs a printed script with the vault command, as an administrator would.
+func runScript(t *testing.T, dir, script string, server *servertest.Vault) {
+	t.Helper()
+	if vaultDir() == "/nonexistent" {
+		t.Skip("there is no vault command")
+	}
+	path := filepath.Join(dir, "setup.sh")
+	write(t, path, script)
+	cmd := exec.CommandContext(t.Context(), "sh", path)
+	cmd.Env = []string{"PATH=" + vaultDir() + ":/usr/bin:/bin", "HOME=" + dir, "VAULT_TOKEN=" + server.RootToken}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("the printed script fails: %v\n%s", err, out)
+	}
+}
+
+// checkToken makes the token that the script's last lines are about, and returns its file.
+func checkToken(t *testing.T, f *vaulttest.Fixture) string {
+	t.Helper()
+	answer, err := f.Root.Auth().Token().CreateOrphanWithContext(t.Context(), &vaultapi.TokenCreateRequest{
+		Policies: []string{vault.CheckPolicy}, NoDefaultPolicy: true, TTL: "1h",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "check-token")
+	write(t, path, answer.Auth.ClientToken+"\n")
+	return path
+}
+
+// TestSetupVaultPassesCheck runs what `stintd setup vault` prints for deploy/ and a role of every engine against a Vault
+// that has only engines. `stintd check` is then silent, and with --probe too, which leaves nothing behind.
+func TestSetupVaultPassesCheck(t *testing.T) {
+	t.Parallel()
+	server, pg := servertest.StartVault(t, servertest.VaultOptions{}), servers.Postgres(t)
+	f := engines(t, server, pg)
+	dir := deployed(t, f)
+	write(t, dir+"/etc/resources.d/more.yaml", moreRoles)
+	config := dir + "/stint.hcl"
+	code, script, errs := run(t, dir, "setup", "vault", "--config", config)
+	if code != 0 || errs != "" {
+		t.Fatalf("setup vault exits with %d: %s", code, errs)
+	}
+	runScript(t, dir, script, server)
+	f.TrustKeys(t, f.JWT) // what --oidc-discovery-url would do
+	runScript(t, dir, script, server)
+
+	token := checkToken(t, f)
+	for _, flags := range [][]string{nil, {"--probe", "--param", "build-host-otp.ip=10.0.0.7"}} {
+		if code, found := check(t, dir, config, append(flags, "--vault-token-file", token)...); code != 0 || len(found) != 0 {
+			t.Errorf("check %v after setup exits with %d: %+v", flags, code, found)
+		}
+	}
+	for _, path := range []string{"database/creds/stint-orders-ro", "ssh/creds/stint-otp", "pki/issue/stint-internal"} {
+		if left := f.Leases(t, path); len(left) != 0 {
+			t.Errorf("the probe left leases: %v", left)
+		}
+	}
+	if n := vaulttest.Users(t, vaulttest.Connect(t, pg.SuperDSN("postgres")), "v-token-task-check-%"); n != 0 {
+		t.Errorf("the probe left %d database users", n)
+	}
+	if code, found := check(t, dir, config); code != exitWeakens || len(found) != 1 || found[0].Code != "not-readable" {
+		t.Errorf("check without a token of its own exits with %d: %+v", code, found)
+	}
+	if code, found := check(t, dir, config, "--probe", "--vault-token-file", "vault/prod="+token); code != exitWeakens || len(found) != 1 || found[0].Code != "probe-skipped" {
+		t.Errorf("check --probe without the parameter exits with %d: %+v", code, found)
+	}
+}
+
+// TestSetupVaultOtherLogins prints scripts for AppRole and a token, and says what it cannot print.
+func TestSetupVaultOtherLogins(t *testing.T) {
+	t.Parallel()
+	server, pg := servertest.StartVault(t, servertest.VaultOptions{}), servers.Postgres(t)
+	f := engines(t, server, pg)
+	secretID := filepath.Join(t.TempDir(), "secret-id")
+	s := newSite(t, "", vaultBackend(server, `auth "approle" {
+    role_id   = "stint-at-example"
+    secret_id = "file://`+secretID+`"
+  }`), catalog(limits{}, dbRole))
+	code, script, errs := run(t, s.dir, "setup", "vault", "--config", s.file("stint.hcl"))
+	if code != 0 {
+		t.Fatalf("setup vault exits with %d: %s", code, errs)
+	}
+	runScript(t, s.dir, script, server)
+	answer, err := f.Root.Logical().WriteWithContext(t.Context(), "auth/approle/role/stint/secret-id", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := answer.Data["secret_id"].(string)
+	write(t, secretID, id)
+	if code, found := check(t, s.dir, s.file("stint.hcl"), "--vault-token-file", checkToken(t, f)); code != 0 {
+		t.Errorf("check exits with %d: %+v", code, found)
+	}
+
+	text := string(read(t, s.file("stint.hcl")))
+	two := s.file("two.hcl")
+	write(t, two, text+strings.Replace(vaultBackend(server, `auth "token" { file = "/run/it's/token" }`), `"main"`, `"other"`, 1))
+	if code, _, errs := run(t, s.dir, "setup", "vault", "--config", two); code != exitUsage || !strings.Contains(errs, "--backend vault/main, or vault/other") {
+		t.Errorf("setup of two Vaults exits with %d: %s", code, errs)
+	}
+	code, script, errs = run(t, s.dir, "setup", "vault", "--config", two, "--backend", "vault/other")
+	if code != 0 || !strings.Contains(script, `-policy=stint -period=1h -field=token > '/run/it'\''s/token'`) {
+		t.Errorf("setup of a login by token exits with %d: %s%s", code, script, errs)
+	}
+	if code, _, errs := run(t, s.dir, "setup", "vault", "--config", two, "--backend", "vault/none"); code != exitUsage || !strings.Contains(errs, "vault/none") {
+		t.Errorf("setup of no Vault exits with %d: %s", code, errs)
+	}
+}
+
+// TestSetupSPIRE runs the printed script with a spire-server that writes down what it is asked.
+func TestSetupSPIRE(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	fake := filepath.Join(bin, "spire-server")
+	write(t, fake, "#!/bin/sh\nfor word in \"$@\"; do printf '%s\\n' \"$word\"; done\n")
+	if err := os.Chmod(fake, 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	s := newSite(t, "identity {\n  workload_api = \"unix:///none.sock\"\n  trust_domains = [\"example.org\", \"partner.org\"]\n}\n", embeddedCA, catalog(limits{}, certRole))
+	if code, _, errs := run(t, dir, "setup", "spire", "--config", s.file("stint.hcl")); code == 0 || !strings.Contains(errs, "--spiffe-id") {
+		t.Errorf("setup without an ID exits with %d: %s", code, errs)
+	}
+	code, script, errs := run(t, dir, "setup", "spire", "--config", s.file("stint.hcl"), "--spiffe-id", "spiffe://example.org/stint",
+		"--selector", "k8s:sa:it's")
+	if code != 0 {
+		t.Fatalf("setup spire exits with %d: %s", code, errs)
+	}
+	path := filepath.Join(dir, "spire.sh")
+	write(t, path, script)
+	cmd := exec.CommandContext(t.Context(), "sh", path)
+	cmd.Env = []string{"PATH=" + bin + ":/usr/bin:/bin"}
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "STINT_PARENT_ID") {
+		t.Errorf("the script does not ask for the parent: %s", out)
+	}
+	cmd = exec.CommandContext(t.Context(), "sh", path)
+	cmd.Env = []string{"PATH=" + bin + ":/usr/bin:/bin", "STINT_PARENT_ID=spiffe://example.org/node/a"}
+	out, err := cmd.CombinedOutput()
+	want := "entry create -parentID spiffe://example.org/node/a -spiffeID spiffe://example.org/stint -x509SVIDTTL 3600 -jwtSVIDTTL 300 " +
+		"-selector k8s:sa:it's -dns stint.example.org -federatesWith spiffe://partner.org"
+	if got := strings.Join(strings.Split(strings.TrimSpace(string(out)), "\n"), " "); err != nil || got != want {
+		t.Errorf("spire-server got %q, %v, want %q", got, err, want)
+	}
+	if !strings.Contains(script, "#   spire-server entry create -parentID spiffe://example.org/NODE -spiffeID 'spiffe://example.org/agent/NAME'") {
+		t.Errorf("no entry for agents in:\n%s", script)
+	}
+}
