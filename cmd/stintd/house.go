@@ -28,6 +28,9 @@ import (
 // drainTimeout is how long stopping waits for issues in flight: an issue, its commit, and some room.
 const drainTimeout = 2*broker.IssueTimeout + 5*time.Second
 
+// partingTimeout bounds the last record, which is written also where draining took all its time.
+const partingTimeout = 5 * time.Second
+
 // blueprint is what a house is built from.
 type blueprint struct {
 	cfg      *config.Config
@@ -192,14 +195,16 @@ func (h *house) assemble(ctx context.Context) error {
 // wind stops in order, while the ledger and teardown still run.
 func (h *house) wind(ctx context.Context) error {
 	h.stopping.Store(true)
-	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
-	defer cancel()
-	if err := h.broker.Drain(ctx); err != nil {
+	drain, cancelDrain := context.WithTimeout(ctx, drainTimeout)
+	defer cancelDrain()
+	if err := h.broker.Drain(drain); err != nil {
 		h.logger.Warn("issues in flight were cut; what they leave is swept", zap.Error(err))
 	}
 	if h.endTasks {
-		h.endEveryTask(ctx)
+		h.endEveryTask(drain)
 	}
+	ctx, cancel := context.WithTimeout(ctx, partingTimeout) // also where all the time to drain was used
+	defer cancel()
 	var err error
 	if h.left, err = h.openTasks(ctx); err != nil {
 		return fmt.Errorf("count open tasks: %w", err)
