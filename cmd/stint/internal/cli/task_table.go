@@ -166,7 +166,10 @@ func tasksTable(w io.Writer, tasks []*stintv1.Task, now time.Time) error {
 			ends = "-"
 			word += " (" + strings.ToLower(render.Word(task.GetCloseReason(), closePrefix)) + ")"
 		}
-		leases := fmt.Sprintf("%d, %d final", task.GetTeardown().GetLeases(), task.GetTeardown().GetFinal())
+		leases := "-" // a list counts those of closed tasks only
+		if sum := task.GetTeardown(); sum.GetLeases() > 0 || task.GetState() == stintv1.TaskState_TASK_STATE_CLOSED {
+			leases = fmt.Sprintf("%d, %d final", sum.GetLeases(), sum.GetFinal())
+		}
 		if task.GetTeardown().GetStuck() > 0 {
 			leases += fmt.Sprintf(", %d STUCK", task.GetTeardown().GetStuck())
 		}
