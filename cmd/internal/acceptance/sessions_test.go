@@ -71,6 +71,22 @@ func TestSession(t *testing.T) {
 	shows(t, without.stderr, `vault/dev`, `--reset`)
 }
 
+// A broker that cannot prove an end, since the Vault that issued went away with a killed process, says so when it stops.
+func TestStopSaysWhatIsLeft(t *testing.T) {
+	t.Parallel()
+	d := &dev{dir: t.TempDir()}
+	vaults := "PATH=" + vaultFolder(t) + ":/usr/bin:/bin"
+	d.launch(t, nil, vaults)
+	task := d.declare(t, "build-host")
+	d.stint(t, "credential", "issue", "--task", task, "--role", "build-host", "--param", "ip=10.0.0.7", "--out", "otp").exits(t, 0)
+	d.signal(t, syscall.SIGKILL)
+	d.wait(t)
+	d.launch(t, nil, vaults)
+	d.signal(t, syscall.SIGTERM)
+	left := d.wait(t).exits(t, 1)
+	shows(t, left.stderr, `^stintd: 1 tasks? (is|are) not proven ended; .stintd dev. with the same --data-dir goes on with (it|them)$`)
+}
+
 // tryTheBanner types what it says.
 func tryTheBanner(tb testing.TB, d *dev) {
 	tb.Helper()
