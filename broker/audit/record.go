@@ -35,7 +35,10 @@ const (
 	ServerStopped   Event = "server.stopped"
 	AgentSuspended  Event = "agent.suspended" // by an operator, until it is resumed
 	AgentResumed    Event = "agent.resumed"
-	StopAsked       Event = "stop.asked" // by an operator: everything of what the record names
+	StopAsked       Event = "stop.asked"        // by an operator: everything of what the record names
+	InventoryDiffs  Event = "inventory.differs" // a backend and the ledger disagree
+	StrayEnding     Event = "stray.ending"      // an operator ends what should not be alive at a backend
+	StrayEnded      Event = "stray.ended"       // with proof
 	ConfigReloaded  Event = "config.reloaded"
 	TextErased      Event = "text.erased"
 )

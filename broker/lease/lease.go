@@ -59,6 +59,7 @@ const (
 	Requested     Cause = "requested"
 	RoleRemoved   Cause = "role_removed"
 	Stopped       Cause = "stopped"        // by an operator, with everything of its role or backend
+	Missing       Cause = "missing"        // it was found to be gone at its backend
 	Unreleased    Cause = "unreleased"     // its answer came too late, or was never committed
 	IntentExpired Cause = "intent_expired" // it was never heard whether anything was issued
 )

@@ -134,6 +134,63 @@ func (AgentState) EnumDescriptor() ([]byte, []int) {
 	return file_stint_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
+// DifferenceKind is how a backend and the ledger differ.
+type DifferenceKind int32
+
+const (
+	// Not used.
+	DifferenceKind_DIFFERENCE_KIND_UNSPECIFIED DifferenceKind = 0
+	// Alive at the backend under a role of Stint, and not in the ledger.
+	DifferenceKind_DIFFERENCE_KIND_UNKNOWN DifferenceKind = 1
+	// Alive at the backend, and ended by the ledger.
+	DifferenceKind_DIFFERENCE_KIND_ENDED_ALIVE DifferenceKind = 2
+	// ACTIVE in the ledger, and not at the backend.
+	DifferenceKind_DIFFERENCE_KIND_GONE DifferenceKind = 3
+)
+
+// Enum value maps for DifferenceKind.
+var (
+	DifferenceKind_name = map[int32]string{
+		0: "DIFFERENCE_KIND_UNSPECIFIED",
+		1: "DIFFERENCE_KIND_UNKNOWN",
+		2: "DIFFERENCE_KIND_ENDED_ALIVE",
+		3: "DIFFERENCE_KIND_GONE",
+	}
+	DifferenceKind_value = map[string]int32{
+		"DIFFERENCE_KIND_UNSPECIFIED": 0,
+		"DIFFERENCE_KIND_UNKNOWN":     1,
+		"DIFFERENCE_KIND_ENDED_ALIVE": 2,
+		"DIFFERENCE_KIND_GONE":        3,
+	}
+)
+
+func (x DifferenceKind) Enum() *DifferenceKind {
+	p := new(DifferenceKind)
+	*p = x
+	return p
+}
+
+func (x DifferenceKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DifferenceKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_stint_v1_admin_proto_enumTypes[2].Descriptor()
+}
+
+func (DifferenceKind) Type() protoreflect.EnumType {
+	return &file_stint_v1_admin_proto_enumTypes[2]
+}
+
+func (x DifferenceKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DifferenceKind.Descriptor instead.
+func (DifferenceKind) EnumDescriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
 // Resource is an applied resource.
 type Resource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1791,6 +1848,599 @@ func (x *WhoIsResponse) GetLease() *Lease {
 	return nil
 }
 
+// ReconcileRequest says what to compare, and what to do about what is found. Without the two flags nothing is changed.
+type ReconcileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only this backend: "vault/prod". Unset: all.
+	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	// Revoke what is alive at a backend and should not be: UNKNOWN and ENDED_ALIVE. Recorded.
+	RevokeUnknown bool `protobuf:"varint,2,opt,name=revoke_unknown,json=revokeUnknown,proto3" json:"revoke_unknown,omitempty"`
+	// Hand what is GONE to teardown, which proves it. Recorded.
+	Settle        bool `protobuf:"varint,3,opt,name=settle,proto3" json:"settle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileRequest) Reset() {
+	*x = ReconcileRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileRequest) ProtoMessage() {}
+
+func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
+func (*ReconcileRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReconcileRequest) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *ReconcileRequest) GetRevokeUnknown() bool {
+	if x != nil {
+		return x.RevokeUnknown
+	}
+	return false
+}
+
+func (x *ReconcileRequest) GetSettle() bool {
+	if x != nil {
+		return x.Settle
+	}
+	return false
+}
+
+// Difference is one credential on which a backend and the ledger disagree.
+type Difference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How.
+	Kind DifferenceKind `protobuf:"varint,1,opt,name=kind,proto3,enum=stint.v1.DifferenceKind" json:"kind,omitempty"`
+	// The role.
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// What the backend calls it; for Vault the cluster and the lease ID.
+	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	// What people call it, as far as the backend can tell.
+	PublicRef string `protobuf:"bytes,4,opt,name=public_ref,json=publicRef,proto3" json:"public_ref,omitempty"`
+	// When it was issued.
+	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	// Its end by the backend's clock; unset where it has none.
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// The ledger's lease; unset for UNKNOWN.
+	Lease *Lease `protobuf:"bytes,7,opt,name=lease,proto3" json:"lease,omitempty"`
+	// What was done: "revoked", "settled", "failed", or empty for nothing.
+	Outcome string `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// For "revoked": how the end is known.
+	Proof string `protobuf:"bytes,9,opt,name=proof,proto3" json:"proof,omitempty"`
+	// For "failed": why.
+	Problem       string `protobuf:"bytes,10,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Difference) Reset() {
+	*x = Difference{}
+	mi := &file_stint_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Difference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Difference) ProtoMessage() {}
+
+func (x *Difference) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Difference.ProtoReflect.Descriptor instead.
+func (*Difference) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Difference) GetKind() DifferenceKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DifferenceKind_DIFFERENCE_KIND_UNSPECIFIED
+}
+
+func (x *Difference) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Difference) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Difference) GetPublicRef() string {
+	if x != nil {
+		return x.PublicRef
+	}
+	return ""
+}
+
+func (x *Difference) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *Difference) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *Difference) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *Difference) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Difference) GetProof() string {
+	if x != nil {
+		return x.Proof
+	}
+	return ""
+}
+
+func (x *Difference) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// InventoryGap is what could not be compared.
+type InventoryGap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The role; unset for the whole backend.
+	Role string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
+	// Why not.
+	Problem string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	// The backend can never tell; otherwise trying again may help.
+	Permanent     bool `protobuf:"varint,3,opt,name=permanent,proto3" json:"permanent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InventoryGap) Reset() {
+	*x = InventoryGap{}
+	mi := &file_stint_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InventoryGap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InventoryGap) ProtoMessage() {}
+
+func (x *InventoryGap) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InventoryGap.ProtoReflect.Descriptor instead.
+func (*InventoryGap) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *InventoryGap) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *InventoryGap) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *InventoryGap) GetPermanent() bool {
+	if x != nil {
+		return x.Permanent
+	}
+	return false
+}
+
+// Inventory is the comparison of one backend.
+type Inventory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "vault/prod".
+	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	// How the backend told: "list" of what is alive, "crl" of what was revoked, or empty where it cannot.
+	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	// How many credentials it listed (revoked serials, for "crl").
+	Held int32 `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
+	// How many of them agree with the ledger.
+	Matched int32 `protobuf:"varint,4,opt,name=matched,proto3" json:"matched,omitempty"`
+	// How many are so young that the ledger may not know them yet.
+	InFlight int32 `protobuf:"varint,5,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	// Where they disagree.
+	Differences []*Difference `protobuf:"bytes,6,rep,name=differences,proto3" json:"differences,omitempty"`
+	// What was not compared.
+	Gaps          []*InventoryGap `protobuf:"bytes,7,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Inventory) Reset() {
+	*x = Inventory{}
+	mi := &file_stint_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Inventory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Inventory) ProtoMessage() {}
+
+func (x *Inventory) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
+func (*Inventory) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Inventory) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *Inventory) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Inventory) GetHeld() int32 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *Inventory) GetMatched() int32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *Inventory) GetInFlight() int32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *Inventory) GetDifferences() []*Difference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *Inventory) GetGaps() []*InventoryGap {
+	if x != nil {
+		return x.Gaps
+	}
+	return nil
+}
+
+// ReconcileResponse holds one inventory for each backend.
+type ReconcileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By backend.
+	Inventories []*Inventory `protobuf:"bytes,1,rep,name=inventories,proto3" json:"inventories,omitempty"`
+	// The signed checkpoint of the audit log after what was recorded.
+	Checkpoint    string `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileResponse) Reset() {
+	*x = ReconcileResponse{}
+	mi := &file_stint_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileResponse) ProtoMessage() {}
+
+func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
+func (*ReconcileResponse) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReconcileResponse) GetInventories() []*Inventory {
+	if x != nil {
+		return x.Inventories
+	}
+	return nil
+}
+
+func (x *ReconcileResponse) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+// MatchDatabaseUsersRequest holds names of users as the database lists them.
+type MatchDatabaseUsersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The names.
+	Names []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// When they were listed; unset means now.
+	ListedAt      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=listed_at,json=listedAt,proto3" json:"listed_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MatchDatabaseUsersRequest) Reset() {
+	*x = MatchDatabaseUsersRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MatchDatabaseUsersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MatchDatabaseUsersRequest) ProtoMessage() {}
+
+func (x *MatchDatabaseUsersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MatchDatabaseUsersRequest.ProtoReflect.Descriptor instead.
+func (*MatchDatabaseUsersRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *MatchDatabaseUsersRequest) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *MatchDatabaseUsersRequest) GetListedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ListedAt
+	}
+	return nil
+}
+
+// DatabaseUser is a user that no open lease has.
+type DatabaseUser struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// UNKNOWN or ENDED_ALIVE.
+	Kind DifferenceKind `protobuf:"varint,2,opt,name=kind,proto3,enum=stint.v1.DifferenceKind" json:"kind,omitempty"`
+	// The ended lease; unset for UNKNOWN.
+	Lease         *Lease `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DatabaseUser) Reset() {
+	*x = DatabaseUser{}
+	mi := &file_stint_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DatabaseUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DatabaseUser) ProtoMessage() {}
+
+func (x *DatabaseUser) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DatabaseUser.ProtoReflect.Descriptor instead.
+func (*DatabaseUser) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *DatabaseUser) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DatabaseUser) GetKind() DifferenceKind {
+	if x != nil {
+		return x.Kind
+	}
+	return DifferenceKind_DIFFERENCE_KIND_UNSPECIFIED
+}
+
+func (x *DatabaseUser) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+// MatchDatabaseUsersResponse says which users should not be there.
+type MatchDatabaseUsersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Users with an open lease.
+	Matched int32 `protobuf:"varint,1,opt,name=matched,proto3" json:"matched,omitempty"`
+	// Issue calls that are open, and whose user is not known yet: an unknown user may be of one of them.
+	InFlight int32 `protobuf:"varint,2,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	// The others, in the order of the request.
+	Strays        []*DatabaseUser `protobuf:"bytes,3,rep,name=strays,proto3" json:"strays,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MatchDatabaseUsersResponse) Reset() {
+	*x = MatchDatabaseUsersResponse{}
+	mi := &file_stint_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MatchDatabaseUsersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MatchDatabaseUsersResponse) ProtoMessage() {}
+
+func (x *MatchDatabaseUsersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MatchDatabaseUsersResponse.ProtoReflect.Descriptor instead.
+func (*MatchDatabaseUsersResponse) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *MatchDatabaseUsersResponse) GetMatched() int32 {
+	if x != nil {
+		return x.Matched
+	}
+	return 0
+}
+
+func (x *MatchDatabaseUsersResponse) GetInFlight() int32 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *MatchDatabaseUsersResponse) GetStrays() []*DatabaseUser {
+	if x != nil {
+		return x.Strays
+	}
+	return nil
+}
+
 var File_stint_v1_admin_proto protoreflect.FileDescriptor
 
 const file_stint_v1_admin_proto_rawDesc = "" +
@@ -1926,7 +2576,53 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x05query\"Z\n" +
 	"\rWhoIsResponse\x12\"\n" +
 	"\x04task\x18\x01 \x01(\v2\x0e.stint.v1.TaskR\x04task\x12%\n" +
-	"\x05lease\x18\x02 \x01(\v2\x0f.stint.v1.LeaseR\x05lease*z\n" +
+	"\x05lease\x18\x02 \x01(\v2\x0f.stint.v1.LeaseR\x05lease\"u\n" +
+	"\x10ReconcileRequest\x12\"\n" +
+	"\abackend\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x01R\abackend\x12%\n" +
+	"\x0erevoke_unknown\x18\x02 \x01(\bR\rrevokeUnknown\x12\x16\n" +
+	"\x06settle\x18\x03 \x01(\bR\x06settle\"\xe2\x02\n" +
+	"\n" +
+	"Difference\x12,\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x18.stint.v1.DifferenceKindR\x04kind\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\x12\x1d\n" +
+	"\n" +
+	"public_ref\x18\x04 \x01(\tR\tpublicRef\x127\n" +
+	"\tissued_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x127\n" +
+	"\tnot_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12%\n" +
+	"\x05lease\x18\a \x01(\v2\x0f.stint.v1.LeaseR\x05lease\x12\x18\n" +
+	"\aoutcome\x18\b \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05proof\x18\t \x01(\tR\x05proof\x12\x18\n" +
+	"\aproblem\x18\n" +
+	" \x01(\tR\aproblem\"Z\n" +
+	"\fInventoryGap\x12\x12\n" +
+	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x1c\n" +
+	"\tpermanent\x18\x03 \x01(\bR\tpermanent\"\xec\x01\n" +
+	"\tInventory\x12\x18\n" +
+	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\x05R\x04held\x12\x18\n" +
+	"\amatched\x18\x04 \x01(\x05R\amatched\x12\x1b\n" +
+	"\tin_flight\x18\x05 \x01(\x05R\binFlight\x126\n" +
+	"\vdifferences\x18\x06 \x03(\v2\x14.stint.v1.DifferenceR\vdifferences\x12*\n" +
+	"\x04gaps\x18\a \x03(\v2\x16.stint.v1.InventoryGapR\x04gaps\"j\n" +
+	"\x11ReconcileResponse\x125\n" +
+	"\vinventories\x18\x01 \x03(\v2\x13.stint.v1.InventoryR\vinventories\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\tR\n" +
+	"checkpoint\"\x80\x01\n" +
+	"\x19MatchDatabaseUsersRequest\x12*\n" +
+	"\x05names\x18\x01 \x03(\tB\x14\xbaH\x11\x92\x01\x0e\b\x01\x10\xe8\a\"\ar\x05\x10\x01\x18\x80\x01R\x05names\x127\n" +
+	"\tlisted_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\blistedAt\"w\n" +
+	"\fDatabaseUser\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12,\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x18.stint.v1.DifferenceKindR\x04kind\x12%\n" +
+	"\x05lease\x18\x03 \x01(\v2\x0f.stint.v1.LeaseR\x05lease\"\x83\x01\n" +
+	"\x1aMatchDatabaseUsersResponse\x12\x18\n" +
+	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x1b\n" +
+	"\tin_flight\x18\x02 \x01(\x05R\binFlight\x12.\n" +
+	"\x06strays\x18\x03 \x03(\v2\x16.stint.v1.DatabaseUserR\x06strays*z\n" +
 	"\fResourceKind\x12\x1d\n" +
 	"\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_KIND_ROLE\x10\x01\x12\x19\n" +
@@ -1936,7 +2632,12 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"AgentState\x12\x1b\n" +
 	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12AGENT_STATE_ACTIVE\x10\x01\x12\x19\n" +
-	"\x15AGENT_STATE_SUSPENDED\x10\x022\x8e\x06\n" +
+	"\x15AGENT_STATE_SUSPENDED\x10\x02*\x89\x01\n" +
+	"\x0eDifferenceKind\x12\x1f\n" +
+	"\x1bDIFFERENCE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17DIFFERENCE_KIND_UNKNOWN\x10\x01\x12\x1f\n" +
+	"\x1bDIFFERENCE_KIND_ENDED_ALIVE\x10\x02\x12\x18\n" +
+	"\x14DIFFERENCE_KIND_GONE\x10\x032\xb5\a\n" +
 	"\fAdminService\x128\n" +
 	"\x05Apply\x12\x16.stint.v1.ApplyRequest\x1a\x17.stint.v1.ApplyResponse\x12?\n" +
 	"\vGetResource\x12\x1c.stint.v1.GetResourceRequest\x1a\x12.stint.v1.Resource\x12P\n" +
@@ -1949,7 +2650,9 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\vResumeAgent\x12\x1c.stint.v1.ResumeAgentRequest\x1a\x0f.stint.v1.Agent\x12G\n" +
 	"\n" +
 	"ListAgents\x12\x1b.stint.v1.ListAgentsRequest\x1a\x1c.stint.v1.ListAgentsResponse\x128\n" +
-	"\x05WhoIs\x12\x16.stint.v1.WhoIsRequest\x1a\x17.stint.v1.WhoIsResponseB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
+	"\x05WhoIs\x12\x16.stint.v1.WhoIsRequest\x1a\x17.stint.v1.WhoIsResponse\x12D\n" +
+	"\tReconcile\x12\x1a.stint.v1.ReconcileRequest\x1a\x1b.stint.v1.ReconcileResponse\x12_\n" +
+	"\x12MatchDatabaseUsers\x12#.stint.v1.MatchDatabaseUsersRequest\x1a$.stint.v1.MatchDatabaseUsersResponseB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
 
 var (
 	file_stint_v1_admin_proto_rawDescOnce sync.Once
@@ -1963,96 +2666,120 @@ func file_stint_v1_admin_proto_rawDescGZIP() []byte {
 	return file_stint_v1_admin_proto_rawDescData
 }
 
-var file_stint_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_stint_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_stint_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_stint_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_stint_v1_admin_proto_goTypes = []any{
-	(ResourceKind)(0),              // 0: stint.v1.ResourceKind
-	(AgentState)(0),                // 1: stint.v1.AgentState
-	(*Resource)(nil),               // 2: stint.v1.Resource
-	(*Document)(nil),               // 3: stint.v1.Document
-	(*ApplyRequest)(nil),           // 4: stint.v1.ApplyRequest
-	(*Change)(nil),                 // 5: stint.v1.Change
-	(*ApplyResponse)(nil),          // 6: stint.v1.ApplyResponse
-	(*GetResourceRequest)(nil),     // 7: stint.v1.GetResourceRequest
-	(*ListResourcesRequest)(nil),   // 8: stint.v1.ListResourcesRequest
-	(*ListResourcesResponse)(nil),  // 9: stint.v1.ListResourcesResponse
-	(*DeleteResourceRequest)(nil),  // 10: stint.v1.DeleteResourceRequest
-	(*DeleteResourceResponse)(nil), // 11: stint.v1.DeleteResourceResponse
-	(*ListAllTasksRequest)(nil),    // 12: stint.v1.ListAllTasksRequest
-	(*ListAllTasksResponse)(nil),   // 13: stint.v1.ListAllTasksResponse
-	(*ListAllLeasesRequest)(nil),   // 14: stint.v1.ListAllLeasesRequest
-	(*ListAllLeasesResponse)(nil),  // 15: stint.v1.ListAllLeasesResponse
-	(*StopTaskRequest)(nil),        // 16: stint.v1.StopTaskRequest
-	(*StopTaskResponse)(nil),       // 17: stint.v1.StopTaskResponse
-	(*StopRequest)(nil),            // 18: stint.v1.StopRequest
-	(*StopProgress)(nil),           // 19: stint.v1.StopProgress
-	(*Agent)(nil),                  // 20: stint.v1.Agent
-	(*ResumeAgentRequest)(nil),     // 21: stint.v1.ResumeAgentRequest
-	(*ListAgentsRequest)(nil),      // 22: stint.v1.ListAgentsRequest
-	(*ListAgentsResponse)(nil),     // 23: stint.v1.ListAgentsResponse
-	(*WhoIsRequest)(nil),           // 24: stint.v1.WhoIsRequest
-	(*WhoIsResponse)(nil),          // 25: stint.v1.WhoIsResponse
-	nil,                            // 26: stint.v1.StopProgress.ByProofEntry
-	(*Exposure)(nil),               // 27: stint.v1.Exposure
-	(TaskState)(0),                 // 28: stint.v1.TaskState
-	(*Task)(nil),                   // 29: stint.v1.Task
-	(LeaseState)(0),                // 30: stint.v1.LeaseState
-	(*Lease)(nil),                  // 31: stint.v1.Lease
-	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
+	(ResourceKind)(0),                  // 0: stint.v1.ResourceKind
+	(AgentState)(0),                    // 1: stint.v1.AgentState
+	(DifferenceKind)(0),                // 2: stint.v1.DifferenceKind
+	(*Resource)(nil),                   // 3: stint.v1.Resource
+	(*Document)(nil),                   // 4: stint.v1.Document
+	(*ApplyRequest)(nil),               // 5: stint.v1.ApplyRequest
+	(*Change)(nil),                     // 6: stint.v1.Change
+	(*ApplyResponse)(nil),              // 7: stint.v1.ApplyResponse
+	(*GetResourceRequest)(nil),         // 8: stint.v1.GetResourceRequest
+	(*ListResourcesRequest)(nil),       // 9: stint.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),      // 10: stint.v1.ListResourcesResponse
+	(*DeleteResourceRequest)(nil),      // 11: stint.v1.DeleteResourceRequest
+	(*DeleteResourceResponse)(nil),     // 12: stint.v1.DeleteResourceResponse
+	(*ListAllTasksRequest)(nil),        // 13: stint.v1.ListAllTasksRequest
+	(*ListAllTasksResponse)(nil),       // 14: stint.v1.ListAllTasksResponse
+	(*ListAllLeasesRequest)(nil),       // 15: stint.v1.ListAllLeasesRequest
+	(*ListAllLeasesResponse)(nil),      // 16: stint.v1.ListAllLeasesResponse
+	(*StopTaskRequest)(nil),            // 17: stint.v1.StopTaskRequest
+	(*StopTaskResponse)(nil),           // 18: stint.v1.StopTaskResponse
+	(*StopRequest)(nil),                // 19: stint.v1.StopRequest
+	(*StopProgress)(nil),               // 20: stint.v1.StopProgress
+	(*Agent)(nil),                      // 21: stint.v1.Agent
+	(*ResumeAgentRequest)(nil),         // 22: stint.v1.ResumeAgentRequest
+	(*ListAgentsRequest)(nil),          // 23: stint.v1.ListAgentsRequest
+	(*ListAgentsResponse)(nil),         // 24: stint.v1.ListAgentsResponse
+	(*WhoIsRequest)(nil),               // 25: stint.v1.WhoIsRequest
+	(*WhoIsResponse)(nil),              // 26: stint.v1.WhoIsResponse
+	(*ReconcileRequest)(nil),           // 27: stint.v1.ReconcileRequest
+	(*Difference)(nil),                 // 28: stint.v1.Difference
+	(*InventoryGap)(nil),               // 29: stint.v1.InventoryGap
+	(*Inventory)(nil),                  // 30: stint.v1.Inventory
+	(*ReconcileResponse)(nil),          // 31: stint.v1.ReconcileResponse
+	(*MatchDatabaseUsersRequest)(nil),  // 32: stint.v1.MatchDatabaseUsersRequest
+	(*DatabaseUser)(nil),               // 33: stint.v1.DatabaseUser
+	(*MatchDatabaseUsersResponse)(nil), // 34: stint.v1.MatchDatabaseUsersResponse
+	nil,                                // 35: stint.v1.StopProgress.ByProofEntry
+	(*Exposure)(nil),                   // 36: stint.v1.Exposure
+	(TaskState)(0),                     // 37: stint.v1.TaskState
+	(*Task)(nil),                       // 38: stint.v1.Task
+	(LeaseState)(0),                    // 39: stint.v1.LeaseState
+	(*Lease)(nil),                      // 40: stint.v1.Lease
+	(*durationpb.Duration)(nil),        // 41: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 42: google.protobuf.Timestamp
 }
 var file_stint_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: stint.v1.Resource.kind:type_name -> stint.v1.ResourceKind
-	27, // 1: stint.v1.Resource.exposure:type_name -> stint.v1.Exposure
-	3,  // 2: stint.v1.ApplyRequest.documents:type_name -> stint.v1.Document
-	5,  // 3: stint.v1.ApplyResponse.changes:type_name -> stint.v1.Change
+	36, // 1: stint.v1.Resource.exposure:type_name -> stint.v1.Exposure
+	4,  // 2: stint.v1.ApplyRequest.documents:type_name -> stint.v1.Document
+	6,  // 3: stint.v1.ApplyResponse.changes:type_name -> stint.v1.Change
 	0,  // 4: stint.v1.ListResourcesRequest.kind:type_name -> stint.v1.ResourceKind
-	2,  // 5: stint.v1.ListResourcesResponse.resources:type_name -> stint.v1.Resource
-	28, // 6: stint.v1.ListAllTasksRequest.states:type_name -> stint.v1.TaskState
-	29, // 7: stint.v1.ListAllTasksResponse.tasks:type_name -> stint.v1.Task
-	30, // 8: stint.v1.ListAllLeasesRequest.states:type_name -> stint.v1.LeaseState
-	31, // 9: stint.v1.ListAllLeasesResponse.leases:type_name -> stint.v1.Lease
-	32, // 10: stint.v1.StopTaskRequest.wait:type_name -> google.protobuf.Duration
-	29, // 11: stint.v1.StopTaskResponse.task:type_name -> stint.v1.Task
-	31, // 12: stint.v1.StopTaskResponse.leases:type_name -> stint.v1.Lease
-	32, // 13: stint.v1.StopRequest.wait:type_name -> google.protobuf.Duration
-	26, // 14: stint.v1.StopProgress.by_proof:type_name -> stint.v1.StopProgress.ByProofEntry
-	33, // 15: stint.v1.StopProgress.usable_until:type_name -> google.protobuf.Timestamp
-	33, // 16: stint.v1.StopProgress.unchecked_until:type_name -> google.protobuf.Timestamp
-	20, // 17: stint.v1.StopProgress.agent:type_name -> stint.v1.Agent
+	3,  // 5: stint.v1.ListResourcesResponse.resources:type_name -> stint.v1.Resource
+	37, // 6: stint.v1.ListAllTasksRequest.states:type_name -> stint.v1.TaskState
+	38, // 7: stint.v1.ListAllTasksResponse.tasks:type_name -> stint.v1.Task
+	39, // 8: stint.v1.ListAllLeasesRequest.states:type_name -> stint.v1.LeaseState
+	40, // 9: stint.v1.ListAllLeasesResponse.leases:type_name -> stint.v1.Lease
+	41, // 10: stint.v1.StopTaskRequest.wait:type_name -> google.protobuf.Duration
+	38, // 11: stint.v1.StopTaskResponse.task:type_name -> stint.v1.Task
+	40, // 12: stint.v1.StopTaskResponse.leases:type_name -> stint.v1.Lease
+	41, // 13: stint.v1.StopRequest.wait:type_name -> google.protobuf.Duration
+	35, // 14: stint.v1.StopProgress.by_proof:type_name -> stint.v1.StopProgress.ByProofEntry
+	42, // 15: stint.v1.StopProgress.usable_until:type_name -> google.protobuf.Timestamp
+	42, // 16: stint.v1.StopProgress.unchecked_until:type_name -> google.protobuf.Timestamp
+	21, // 17: stint.v1.StopProgress.agent:type_name -> stint.v1.Agent
 	1,  // 18: stint.v1.Agent.state:type_name -> stint.v1.AgentState
-	33, // 19: stint.v1.Agent.since:type_name -> google.protobuf.Timestamp
+	42, // 19: stint.v1.Agent.since:type_name -> google.protobuf.Timestamp
 	1,  // 20: stint.v1.ListAgentsRequest.state:type_name -> stint.v1.AgentState
-	20, // 21: stint.v1.ListAgentsResponse.agents:type_name -> stint.v1.Agent
-	29, // 22: stint.v1.WhoIsResponse.task:type_name -> stint.v1.Task
-	31, // 23: stint.v1.WhoIsResponse.lease:type_name -> stint.v1.Lease
-	4,  // 24: stint.v1.AdminService.Apply:input_type -> stint.v1.ApplyRequest
-	7,  // 25: stint.v1.AdminService.GetResource:input_type -> stint.v1.GetResourceRequest
-	8,  // 26: stint.v1.AdminService.ListResources:input_type -> stint.v1.ListResourcesRequest
-	10, // 27: stint.v1.AdminService.DeleteResource:input_type -> stint.v1.DeleteResourceRequest
-	12, // 28: stint.v1.AdminService.ListAllTasks:input_type -> stint.v1.ListAllTasksRequest
-	14, // 29: stint.v1.AdminService.ListAllLeases:input_type -> stint.v1.ListAllLeasesRequest
-	16, // 30: stint.v1.AdminService.StopTask:input_type -> stint.v1.StopTaskRequest
-	18, // 31: stint.v1.AdminService.Stop:input_type -> stint.v1.StopRequest
-	21, // 32: stint.v1.AdminService.ResumeAgent:input_type -> stint.v1.ResumeAgentRequest
-	22, // 33: stint.v1.AdminService.ListAgents:input_type -> stint.v1.ListAgentsRequest
-	24, // 34: stint.v1.AdminService.WhoIs:input_type -> stint.v1.WhoIsRequest
-	6,  // 35: stint.v1.AdminService.Apply:output_type -> stint.v1.ApplyResponse
-	2,  // 36: stint.v1.AdminService.GetResource:output_type -> stint.v1.Resource
-	9,  // 37: stint.v1.AdminService.ListResources:output_type -> stint.v1.ListResourcesResponse
-	11, // 38: stint.v1.AdminService.DeleteResource:output_type -> stint.v1.DeleteResourceResponse
-	13, // 39: stint.v1.AdminService.ListAllTasks:output_type -> stint.v1.ListAllTasksResponse
-	15, // 40: stint.v1.AdminService.ListAllLeases:output_type -> stint.v1.ListAllLeasesResponse
-	17, // 41: stint.v1.AdminService.StopTask:output_type -> stint.v1.StopTaskResponse
-	19, // 42: stint.v1.AdminService.Stop:output_type -> stint.v1.StopProgress
-	20, // 43: stint.v1.AdminService.ResumeAgent:output_type -> stint.v1.Agent
-	23, // 44: stint.v1.AdminService.ListAgents:output_type -> stint.v1.ListAgentsResponse
-	25, // 45: stint.v1.AdminService.WhoIs:output_type -> stint.v1.WhoIsResponse
-	35, // [35:46] is the sub-list for method output_type
-	24, // [24:35] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	21, // 21: stint.v1.ListAgentsResponse.agents:type_name -> stint.v1.Agent
+	38, // 22: stint.v1.WhoIsResponse.task:type_name -> stint.v1.Task
+	40, // 23: stint.v1.WhoIsResponse.lease:type_name -> stint.v1.Lease
+	2,  // 24: stint.v1.Difference.kind:type_name -> stint.v1.DifferenceKind
+	42, // 25: stint.v1.Difference.issued_at:type_name -> google.protobuf.Timestamp
+	42, // 26: stint.v1.Difference.not_after:type_name -> google.protobuf.Timestamp
+	40, // 27: stint.v1.Difference.lease:type_name -> stint.v1.Lease
+	28, // 28: stint.v1.Inventory.differences:type_name -> stint.v1.Difference
+	29, // 29: stint.v1.Inventory.gaps:type_name -> stint.v1.InventoryGap
+	30, // 30: stint.v1.ReconcileResponse.inventories:type_name -> stint.v1.Inventory
+	42, // 31: stint.v1.MatchDatabaseUsersRequest.listed_at:type_name -> google.protobuf.Timestamp
+	2,  // 32: stint.v1.DatabaseUser.kind:type_name -> stint.v1.DifferenceKind
+	40, // 33: stint.v1.DatabaseUser.lease:type_name -> stint.v1.Lease
+	33, // 34: stint.v1.MatchDatabaseUsersResponse.strays:type_name -> stint.v1.DatabaseUser
+	5,  // 35: stint.v1.AdminService.Apply:input_type -> stint.v1.ApplyRequest
+	8,  // 36: stint.v1.AdminService.GetResource:input_type -> stint.v1.GetResourceRequest
+	9,  // 37: stint.v1.AdminService.ListResources:input_type -> stint.v1.ListResourcesRequest
+	11, // 38: stint.v1.AdminService.DeleteResource:input_type -> stint.v1.DeleteResourceRequest
+	13, // 39: stint.v1.AdminService.ListAllTasks:input_type -> stint.v1.ListAllTasksRequest
+	15, // 40: stint.v1.AdminService.ListAllLeases:input_type -> stint.v1.ListAllLeasesRequest
+	17, // 41: stint.v1.AdminService.StopTask:input_type -> stint.v1.StopTaskRequest
+	19, // 42: stint.v1.AdminService.Stop:input_type -> stint.v1.StopRequest
+	22, // 43: stint.v1.AdminService.ResumeAgent:input_type -> stint.v1.ResumeAgentRequest
+	23, // 44: stint.v1.AdminService.ListAgents:input_type -> stint.v1.ListAgentsRequest
+	25, // 45: stint.v1.AdminService.WhoIs:input_type -> stint.v1.WhoIsRequest
+	27, // 46: stint.v1.AdminService.Reconcile:input_type -> stint.v1.ReconcileRequest
+	32, // 47: stint.v1.AdminService.MatchDatabaseUsers:input_type -> stint.v1.MatchDatabaseUsersRequest
+	7,  // 48: stint.v1.AdminService.Apply:output_type -> stint.v1.ApplyResponse
+	3,  // 49: stint.v1.AdminService.GetResource:output_type -> stint.v1.Resource
+	10, // 50: stint.v1.AdminService.ListResources:output_type -> stint.v1.ListResourcesResponse
+	12, // 51: stint.v1.AdminService.DeleteResource:output_type -> stint.v1.DeleteResourceResponse
+	14, // 52: stint.v1.AdminService.ListAllTasks:output_type -> stint.v1.ListAllTasksResponse
+	16, // 53: stint.v1.AdminService.ListAllLeases:output_type -> stint.v1.ListAllLeasesResponse
+	18, // 54: stint.v1.AdminService.StopTask:output_type -> stint.v1.StopTaskResponse
+	20, // 55: stint.v1.AdminService.Stop:output_type -> stint.v1.StopProgress
+	21, // 56: stint.v1.AdminService.ResumeAgent:output_type -> stint.v1.Agent
+	24, // 57: stint.v1.AdminService.ListAgents:output_type -> stint.v1.ListAgentsResponse
+	26, // 58: stint.v1.AdminService.WhoIs:output_type -> stint.v1.WhoIsResponse
+	31, // 59: stint.v1.AdminService.Reconcile:output_type -> stint.v1.ReconcileResponse
+	34, // 60: stint.v1.AdminService.MatchDatabaseUsers:output_type -> stint.v1.MatchDatabaseUsersResponse
+	48, // [48:61] is the sub-list for method output_type
+	35, // [35:48] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_stint_v1_admin_proto_init() }
@@ -2074,8 +2801,8 @@ func file_stint_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stint_v1_admin_proto_rawDesc), len(file_stint_v1_admin_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   25,
+			NumEnums:      3,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,17 +19,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_Apply_FullMethodName          = "/stint.v1.AdminService/Apply"
-	AdminService_GetResource_FullMethodName    = "/stint.v1.AdminService/GetResource"
-	AdminService_ListResources_FullMethodName  = "/stint.v1.AdminService/ListResources"
-	AdminService_DeleteResource_FullMethodName = "/stint.v1.AdminService/DeleteResource"
-	AdminService_ListAllTasks_FullMethodName   = "/stint.v1.AdminService/ListAllTasks"
-	AdminService_ListAllLeases_FullMethodName  = "/stint.v1.AdminService/ListAllLeases"
-	AdminService_StopTask_FullMethodName       = "/stint.v1.AdminService/StopTask"
-	AdminService_Stop_FullMethodName           = "/stint.v1.AdminService/Stop"
-	AdminService_ResumeAgent_FullMethodName    = "/stint.v1.AdminService/ResumeAgent"
-	AdminService_ListAgents_FullMethodName     = "/stint.v1.AdminService/ListAgents"
-	AdminService_WhoIs_FullMethodName          = "/stint.v1.AdminService/WhoIs"
+	AdminService_Apply_FullMethodName              = "/stint.v1.AdminService/Apply"
+	AdminService_GetResource_FullMethodName        = "/stint.v1.AdminService/GetResource"
+	AdminService_ListResources_FullMethodName      = "/stint.v1.AdminService/ListResources"
+	AdminService_DeleteResource_FullMethodName     = "/stint.v1.AdminService/DeleteResource"
+	AdminService_ListAllTasks_FullMethodName       = "/stint.v1.AdminService/ListAllTasks"
+	AdminService_ListAllLeases_FullMethodName      = "/stint.v1.AdminService/ListAllLeases"
+	AdminService_StopTask_FullMethodName           = "/stint.v1.AdminService/StopTask"
+	AdminService_Stop_FullMethodName               = "/stint.v1.AdminService/Stop"
+	AdminService_ResumeAgent_FullMethodName        = "/stint.v1.AdminService/ResumeAgent"
+	AdminService_ListAgents_FullMethodName         = "/stint.v1.AdminService/ListAgents"
+	AdminService_WhoIs_FullMethodName              = "/stint.v1.AdminService/WhoIs"
+	AdminService_Reconcile_FullMethodName          = "/stint.v1.AdminService/Reconcile"
+	AdminService_MatchDatabaseUsers_FullMethodName = "/stint.v1.AdminService/MatchDatabaseUsers"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -63,6 +65,11 @@ type AdminServiceClient interface {
 	ListAgents(ctx context.Context, in *ListAgentsRequest, opts ...grpc.CallOption) (*ListAgentsResponse, error)
 	// WhoIs finds the task behind a lease, serial, database user or Vault accessor. Role: admin, operator or auditor.
 	WhoIs(ctx context.Context, in *WhoIsRequest, opts ...grpc.CallOption) (*WhoIsResponse, error)
+	// Reconcile compares what backends hold with the ledger, in both directions. Role: admin, operator or auditor; settle takes
+	// admin or operator, revoke_unknown takes admin.
+	Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error)
+	// MatchDatabaseUsers says which of the users that a database has are of no open lease. Role: admin, operator or auditor.
+	MatchDatabaseUsers(ctx context.Context, in *MatchDatabaseUsersRequest, opts ...grpc.CallOption) (*MatchDatabaseUsersResponse, error)
 }
 
 type adminServiceClient struct {
@@ -192,6 +199,26 @@ func (c *adminServiceClient) WhoIs(ctx context.Context, in *WhoIsRequest, opts .
 	return out, nil
 }
 
+func (c *adminServiceClient) Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReconcileResponse)
+	err := c.cc.Invoke(ctx, AdminService_Reconcile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) MatchDatabaseUsers(ctx context.Context, in *MatchDatabaseUsersRequest, opts ...grpc.CallOption) (*MatchDatabaseUsersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MatchDatabaseUsersResponse)
+	err := c.cc.Invoke(ctx, AdminService_MatchDatabaseUsers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -223,6 +250,11 @@ type AdminServiceServer interface {
 	ListAgents(context.Context, *ListAgentsRequest) (*ListAgentsResponse, error)
 	// WhoIs finds the task behind a lease, serial, database user or Vault accessor. Role: admin, operator or auditor.
 	WhoIs(context.Context, *WhoIsRequest) (*WhoIsResponse, error)
+	// Reconcile compares what backends hold with the ledger, in both directions. Role: admin, operator or auditor; settle takes
+	// admin or operator, revoke_unknown takes admin.
+	Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error)
+	// MatchDatabaseUsers says which of the users that a database has are of no open lease. Role: admin, operator or auditor.
+	MatchDatabaseUsers(context.Context, *MatchDatabaseUsersRequest) (*MatchDatabaseUsersResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -265,6 +297,12 @@ func (UnimplementedAdminServiceServer) ListAgents(context.Context, *ListAgentsRe
 }
 func (UnimplementedAdminServiceServer) WhoIs(context.Context, *WhoIsRequest) (*WhoIsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WhoIs not implemented")
+}
+func (UnimplementedAdminServiceServer) Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reconcile not implemented")
+}
+func (UnimplementedAdminServiceServer) MatchDatabaseUsers(context.Context, *MatchDatabaseUsersRequest) (*MatchDatabaseUsersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method MatchDatabaseUsers not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -478,6 +516,42 @@ func _AdminService_WhoIs_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Reconcile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReconcileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Reconcile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Reconcile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Reconcile(ctx, req.(*ReconcileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_MatchDatabaseUsers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MatchDatabaseUsersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).MatchDatabaseUsers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_MatchDatabaseUsers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).MatchDatabaseUsers(ctx, req.(*MatchDatabaseUsersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -524,6 +598,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "WhoIs",
 			Handler:    _AdminService_WhoIs_Handler,
+		},
+		{
+			MethodName: "Reconcile",
+			Handler:    _AdminService_Reconcile_Handler,
+		},
+		{
+			MethodName: "MatchDatabaseUsers",
+			Handler:    _AdminService_MatchDatabaseUsers_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,98 @@
+package reconcile
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// errNoCRL is returned for what does not parse, or holds serials that are no lease's.
+var errNoCRL = errors.New("the backend's CRL cannot be read")
+
+// byCRL compares with a CA. A CA does not list what it has signed (an embedded one keeps nothing but the ledger's rows), but
+// its CRL says what it believes to be revoked, and the serials are lease IDs. So what it has issued to others stays unseen,
+// and is reported as a gap.
+func (c *comparison) byCRL(ctx context.Context, publisher plugins.Publisher) error {
+	c.inv.Source = "crl"
+	c.inv.Gaps = append(c.inv.Gaps, Gap{
+		Problem: "the CA does not list what it has signed; only revocations are compared", Permanent: true,
+	})
+	list, revoked, err := readCRL(ctx, publisher)
+	if err != nil {
+		c.gap("", err)
+		return nil
+	}
+	c.inv.Held = len(revoked)
+	for _, role := range c.roles {
+		leases, err := c.certificates(ctx, role.Name, role.MaxTTL)
+		if err != nil {
+			return err
+		}
+		for _, l := range leases {
+			if err := c.certificate(ctx, l, list.ThisUpdate, revoked[l.ID]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func readCRL(ctx context.Context, publisher plugins.Publisher) (*x509.RevocationList, map[lease.ID]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	der, err := publisher.CRL(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", errNoCRL, err)
+	}
+	revoked := map[lease.ID]bool{}
+	for _, entry := range list.RevokedCertificateEntries {
+		if entry.SerialNumber.Sign() > 0 && entry.SerialNumber.BitLen() <= 128 {
+			var id lease.ID
+			entry.SerialNumber.FillBytes(id[:])
+			revoked[id] = true
+		}
+	}
+	return list, revoked, nil
+}
+
+// certificates reads a role's leases that have not expired: ACTIVE ones, and those that were revoked by CRL.
+func (c *comparison) certificates(ctx context.Context, role string, longest time.Duration) ([]lease.Lease, error) {
+	var out []lease.Lease
+	now := time.Now()
+	err := c.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
+		f := ledger.LeaseFilter{Role: role, States: []lease.State{lease.Active, lease.Revoked}, Limit: page}
+		return eachLease(r, f, func(l lease.Lease) bool {
+			if l.Backend == c.inv.Backend && l.NotAfter.After(now) && (l.State == lease.Active || l.Proof == plugins.OnCRL) {
+				out = append(out, l)
+			}
+			return l.CreatedAt.After(now.Add(-longest - time.Hour)) // what is older has expired
+		})
+	})
+	return out, err
+}
+
+// certificate holds one lease against a CRL that was read before the lease was.
+func (c *comparison) certificate(ctx context.Context, l lease.Lease, made time.Time, onCRL bool) error { //nolint:revive // what the CRL says
+	switch {
+	case l.State == lease.Active && onCRL:
+		return c.gone(ctx, l, l.ID.String())
+	case onCRL:
+		c.inv.Matched++
+	case l.State == lease.Revoked && l.RevokedAt.Before(made) && !ending(l):
+		c.inv.Findings = append(c.inv.Findings, Finding{
+			Kind: Ended, Role: l.Role, Key: l.ID.String(), PublicRef: l.PublicRef, IssuedAt: l.CreatedAt, NotAfter: l.NotAfter,
+			Lease: &l, handle: l.Handle,
+		})
+	}
+	return nil
+}

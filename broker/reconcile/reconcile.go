@@ -1,0 +1,241 @@
+// Package reconcile compares what backends hold with what the ledger says, in both directions: what is alive and unknown to
+// Stint, or has ended by its record; and what is alive by its record and gone. It reports, and acts only when told to.
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/resource"
+	"github.com/stint-dev/stint/broker/teardown"
+	"github.com/stint-dev/stint/plugins"
+)
+
+// Times that nobody needs to configure.
+const (
+	// sweepSlack is what sweeping an intent may take after its horizon.
+	sweepSlack = 30 * time.Second
+	// lastMoments before its end by the backend's clock, a credential may be gone by ours.
+	lastMoments = 5 * time.Second
+	// callTimeout bounds one question to a backend, and listTimeout a listing.
+	callTimeout = 20 * time.Second
+	listTimeout = 2 * time.Minute
+	// firstRun is how long after its start the broker first looks by itself, so that a restored ledger is seen soon.
+	firstRun = time.Minute
+)
+
+// Meter takes what was found, for metrics. Its method must not block.
+type Meter interface {
+	// Reconciled is told of every comparison of a backend that was complete.
+	Reconciled(backend string, open Counts, at time.Time)
+}
+
+// Counts are findings by kind.
+type Counts struct{ Unknown, Ended, Gone int }
+
+// Config is what a Reconciler is made of. Every field is required but Every.
+type Config struct {
+	Ledger *ledger.Ledger
+	// Roles returns the roles in force.
+	Roles    func() []resource.Role
+	Backends map[string]plugins.Backend // by instance: "vault/prod"
+	// IssueTimeout is the hard end of an issue call.
+	IssueTimeout time.Duration
+	// Every is how often Run compares; zero is never.
+	Every  time.Duration
+	Meter  Meter
+	Logger *zap.Logger
+}
+
+// Reconciler compares. Its methods are safe for concurrent use; comparisons follow one another.
+type Reconciler struct {
+	cfg  Config
+	turn chan struct{} // held by whoever compares
+}
+
+// New makes a Reconciler; it starts nothing.
+func New(cfg Config) *Reconciler { return &Reconciler{cfg: cfg, turn: make(chan struct{}, 1)} }
+
+// Order says what to compare, and what to do about what is found.
+type Order struct {
+	// Backend is the one to ask, "vault/prod"; all if empty.
+	Backend string
+	// RevokeUnknown ends what is alive and should not be: what the ledger does not know, and what has ended by it.
+	RevokeUnknown bool
+	// Settle hands what is gone at its backend to teardown, which proves it.
+	Settle bool
+	// Actor and Request name who asked, in records.
+	Actor   audit.Actor
+	Request string
+}
+
+// Kind is what is wrong.
+type Kind string
+
+// The kinds of findings.
+const (
+	// Unknown is alive at the backend under a role of Stint, and not in the ledger.
+	Unknown Kind = "unknown"
+	// Ended is alive at the backend, and has ended by the ledger.
+	Ended Kind = "ended_alive"
+	// Gone is ACTIVE in the ledger, and not at the backend.
+	Gone Kind = "gone"
+)
+
+// Outcome is what was done about a finding.
+type Outcome string
+
+// The outcomes; "" is nothing.
+const (
+	Revoked Outcome = "revoked" // with the proof that stands beside it
+	Settled Outcome = "settled" // handed to teardown
+	Failed  Outcome = "failed"  // what was asked for was not possible; see the problem
+)
+
+// Finding is one difference.
+type Finding struct {
+	Kind Kind
+	Role string
+	// Key is what the backend calls it, PublicRef what people do.
+	Key, PublicRef     string
+	IssuedAt, NotAfter time.Time
+	// Lease is the ledger's row; nil where it has none.
+	Lease   *lease.Lease
+	Outcome Outcome
+	Proof   plugins.Proof // of a Revoked
+	Problem string        // of a Failed
+
+	handle plugins.Handle
+}
+
+// Gap is what could not be compared.
+type Gap struct {
+	Role    string // "" for the whole backend
+	Problem string
+	// Permanent: it is for good, because the backend cannot tell.
+	Permanent bool
+}
+
+// Inventory is the comparison of one backend.
+type Inventory struct {
+	Backend string
+	// Source is how the backend told: "list" of what is alive, or "crl" of what was revoked; "" where it cannot.
+	Source string
+	// Held is how many credentials the backend listed, and Matched how many of them are alive by the ledger too.
+	Held, Matched int
+	// InFlight were issued so lately that the ledger may not know them yet.
+	InFlight int
+	Findings []Finding
+	Gaps     []Gap
+}
+
+// Open counts the findings of which nothing has been settled.
+func (i Inventory) Open() Counts {
+	var c Counts
+	for _, f := range i.Findings {
+		if f.Outcome == Revoked || f.Outcome == Settled {
+			continue
+		}
+		switch f.Kind {
+		case Unknown:
+			c.Unknown++
+		case Ended:
+			c.Ended++
+		case Gone:
+			c.Gone++
+		}
+	}
+	return c
+}
+
+// complete reports whether everything was compared that can be.
+func (i Inventory) complete() bool {
+	return !slices.ContainsFunc(i.Gaps, func(g Gap) bool { return !g.Permanent })
+}
+
+// Reconcile compares one backend or all, and does what the order says about what it finds. An error is the caller's or the
+// ledger's; what a backend does not answer is a Gap.
+func (r *Reconciler) Reconcile(ctx context.Context, o Order) ([]Inventory, error) {
+	names := slices.Sorted(maps.Keys(r.cfg.Backends))
+	if o.Backend != "" {
+		if _, ok := r.cfg.Backends[o.Backend]; !ok {
+			return nil, fault.New(fault.NotFound, "there is no backend "+o.Backend)
+		}
+		names = []string{o.Backend}
+	}
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	out := make([]Inventory, 0, len(names))
+	for _, name := range names {
+		inv, err := r.backend(ctx, name, o)
+		if err != nil {
+			return nil, fmt.Errorf("reconcile %s: %w", name, err)
+		}
+		out = append(out, inv)
+	}
+	return out, nil
+}
+
+// backend compares one backend, acts, and tells.
+func (r *Reconciler) backend(ctx context.Context, name string, o Order) (Inventory, error) {
+	c := &comparison{Reconciler: r, inv: Inventory{Backend: name}, roles: r.roles(name)}
+	var err error
+	switch b := r.cfg.Backends[name].(type) {
+	case plugins.Lister:
+		err = c.byList(ctx, b)
+	case plugins.Publisher:
+		err = c.byCRL(ctx, b)
+	default:
+		c.inv.Gaps = append(c.inv.Gaps, Gap{Problem: "this kind of backend cannot say what it holds", Permanent: true})
+	}
+	if err == nil && (o.RevokeUnknown || o.Settle) {
+		err = r.act(ctx, &c.inv, o)
+	}
+	if err != nil {
+		return Inventory{}, err
+	}
+	now := time.Now()
+	if c.inv.complete() {
+		r.cfg.Meter.Reconciled(name, c.inv.Open(), now)
+	}
+	r.log(c.inv)
+	return c.inv, r.record(ctx, c.inv, o)
+}
+
+func (r *Reconciler) roles(backend string) []resource.Role {
+	return slices.DeleteFunc(slices.Clone(r.cfg.Roles()), func(role resource.Role) bool { return role.Backend != backend })
+}
+
+// Run compares all backends now and then until ctx is done. It acts on nothing.
+func (r *Reconciler) Run(ctx context.Context) error {
+	if r.cfg.Every <= 0 {
+		<-ctx.Done()
+		return nil
+	}
+	timer := time.NewTimer(min(firstRun, r.cfg.Every))
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
+		if _, err := r.Reconcile(ctx, Order{Actor: teardown.Stint()}); err != nil && ctx.Err() == nil {
+			r.cfg.Logger.Error("backends not compared with the ledger; it is tried again", zap.Error(err))
+		}
+		timer.Reset(r.cfg.Every)
+	}
+}
