@@ -37,12 +37,12 @@ func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
 		}
 	}
 	failpoint.Hit("issue.intent")
+	is.asked = true
 	cred, err := is.backend.Issue(ctx, is.request)
 	if err != nil {
 		return Issued{}, b.failed(ctx, is, err)
 	}
 	failpoint.Hit("issue.issued")
-	is.issued = true
 	commit, err := b.activate(ctx, is, cred)
 	if err != nil {
 		wipe(cred)
@@ -234,6 +234,9 @@ func (b *Broker) dropLate(tx *ledger.Tx, is *issue, t task.Task, from lease.Leas
 // for its horizon, since a late answer is not an accident.
 func (b *Broker) failed(ctx context.Context, is *issue, cause error) error {
 	if !is.intended {
+		if !errors.Is(cause, plugins.ErrNotIssued) { // no sweep comes for what it should not have made
+			b.discard(ctx, is)
+		}
 		return cause
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), IssueTimeout)

@@ -193,8 +193,8 @@ type issue struct {
 	backend  plugins.Backend
 	decision policy.Decision
 	deadline time.Time
-	// intended is true once the intent is durable, issued once the backend has answered with a credential.
-	intended, issued bool
+	// intended is true once the intent is durable, asked once the backend may have issued.
+	intended, asked bool
 }
 
 // newIssue prepares the lease and the plugin's request of an issue.

@@ -39,7 +39,7 @@ func (b *Broker) discard(ctx context.Context, is *issue) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), IssueTimeout)
 	defer cancel()
 	held := is.lease.Held()
-	held.NotIssued = !is.issued // only what was prepared is there to end
+	held.NotIssued = !is.asked // only what was prepared is there to end
 	_, err := is.backend.Revoke(ctx, held)
 	failpoint.Hit("issue.discarded")
 	if err != nil {
