@@ -23,6 +23,7 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
+	"github.com/stint-dev/stint/broker/reconcile"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/server"
 	"github.com/stint-dev/stint/broker/teardown"
@@ -121,15 +122,16 @@ type Config struct {
 
 // House is a running broker. It ends with its test.
 type House struct {
-	Domain    *devdomain.Domain // its trust domain, which issues SVIDs
-	Source    *source.Source    // the broker's own SVID and the bundles that it verifies against
-	Memory    *plugintest.Memory
-	Preparing *plugintest.Preparing
-	Ledger    *ledger.Ledger
-	Broker    *broker.Broker
-	Server    *server.Server
-	Key       audit.Key // of the audit log
-	Dir       string
+	Domain     *devdomain.Domain // its trust domain, which issues SVIDs
+	Source     *source.Source    // the broker's own SVID and the bundles that it verifies against
+	Memory     *plugintest.Memory
+	Preparing  *plugintest.Preparing
+	Ledger     *ledger.Ledger
+	Broker     *broker.Broker
+	Server     *server.Server
+	Reconciler *reconcile.Reconciler
+	Key        audit.Key // of the audit log
+	Dir        string
 	// Addr ("127.0.0.1:port") and AdminSocket ("unix:///…") are set with Config.Listen.
 	Addr, AdminSocket string
 
@@ -240,6 +242,10 @@ func (h *House) startBroker(tb testing.TB, cfg Config, admins *admin.Roles) {
 		tb.Fatalf("make broker: %v", err)
 	}
 	h.run(tb, "broker", h.Broker.Run)
+	h.Reconciler = reconcile.New(reconcile.Config{
+		Ledger: h.Ledger, Roles: func() []resource.Role { return catalog.Engine().Set().Roles() }, Backends: h.backends,
+		IssueTimeout: broker.IssueTimeout, Meter: noMeter{}, Logger: cfg.Logger,
+	})
 	for name, b := range h.backends {
 		if r, ok := b.(plugins.Runner); ok {
 			h.run(tb, "backend "+name, r.Run)
@@ -301,6 +307,8 @@ type noMeter struct{}
 
 func (noMeter) Issued(string, string) {}
 func (noMeter) Denied(fault.Reason)   {}
+
+func (noMeter) Reconciled(string, reconcile.Counts, time.Time) {}
 
 // Eventually polls until ok, and fails the test after ten seconds.
 func Eventually(tb testing.TB, what string, ok func() bool) {

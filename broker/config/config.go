@@ -24,14 +24,15 @@ type Config struct {
 	// Resources is a folder of YAML documents; "" means that resources are applied over the API.
 	Resources string
 
-	Listen   Listen
-	Identity Identity
-	Admins   []Admin
-	Ledger   Ledger
-	Audit    Audit
-	Limits   Limits
-	Teardown Teardown
-	Log      Log
+	Listen    Listen
+	Identity  Identity
+	Admins    []Admin
+	Ledger    Ledger
+	Audit     Audit
+	Limits    Limits
+	Teardown  Teardown
+	Reconcile Reconcile
+	Log       Log
 	// Backends stand in the order of the file.
 	Backends []Backend
 }
@@ -99,6 +100,11 @@ type Teardown struct {
 	StuckAfter time.Duration // a lease whose end was asked for so long ago is flagged
 }
 
+// Reconcile says when backends are compared with the ledger.
+type Reconcile struct {
+	Every time.Duration // zero is never
+}
+
 // Log says what is logged and how.
 type Log struct {
 	Level  string // debug, info, warn, error
@@ -123,8 +129,9 @@ func Default() Config {
 			MaxConcurrentStreams: 128,
 			MaxMessage:           256 * KiB,
 		},
-		Teardown: Teardown{StuckAfter: 10 * time.Minute},
-		Log:      Log{Level: "info", Format: "json"},
+		Teardown:  Teardown{StuckAfter: 10 * time.Minute},
+		Reconcile: Reconcile{Every: time.Hour},
+		Log:       Log{Level: "info", Format: "json"},
 	}
 }
 

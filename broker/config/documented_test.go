@@ -20,6 +20,7 @@ func keys() map[string]block {
 		"audit":           audit(&c.Audit),
 		"limits":          limits(&c.Limits),
 		"teardown":        teardown(&c.Teardown),
+		"reconcile":       reconciling(&c.Reconcile),
 		"log":             logging(&c.Log),
 		"admins":          {fields: map[string]field{"role": {}}},
 		"ledger":          {fields: map[string]field{"stop_issuing_below": {}}},

@@ -57,15 +57,16 @@ func (d *decoder) top(c *Config, plugins []string) block {
 			"resources":         text(&c.Resources, orEmpty(absolute)),
 		},
 		blocks: map[string]section{
-			"listen":   {decode: d.into(listen(&c.Listen))},
-			"identity": {decode: d.into(identity(&c.Identity)), required: true},
-			"ledger":   {decode: d.ledger(&c.Ledger), labels: []string{"type"}},
-			"audit":    {decode: d.into(audit(&c.Audit)), required: true},
-			"limits":   {decode: d.into(limits(&c.Limits))},
-			"teardown": {decode: d.into(teardown(&c.Teardown))},
-			"log":      {decode: d.into(logging(&c.Log))},
-			"admins":   {decode: d.admin(&c.Admins), labels: []string{"pattern"}, many: true},
-			"backend":  {decode: d.backend(&c.Backends, plugins), labels: []string{"type", "name"}, many: true},
+			"listen":    {decode: d.into(listen(&c.Listen))},
+			"identity":  {decode: d.into(identity(&c.Identity)), required: true},
+			"ledger":    {decode: d.ledger(&c.Ledger), labels: []string{"type"}},
+			"audit":     {decode: d.into(audit(&c.Audit)), required: true},
+			"limits":    {decode: d.into(limits(&c.Limits))},
+			"teardown":  {decode: d.into(teardown(&c.Teardown))},
+			"reconcile": {decode: d.into(reconciling(&c.Reconcile))},
+			"log":       {decode: d.into(logging(&c.Log))},
+			"admins":    {decode: d.admin(&c.Admins), labels: []string{"pattern"}, many: true},
+			"backend":   {decode: d.backend(&c.Backends, plugins), labels: []string{"type", "name"}, many: true},
 		},
 	}
 }
@@ -118,6 +119,12 @@ func limits(l *Limits) block {
 func teardown(t *Teardown) block {
 	return block{fields: map[string]field{
 		"stuck_after": duration(&t.StuckAfter, 10*time.Second, 24*time.Hour),
+	}}
+}
+
+func reconciling(r *Reconcile) block {
+	return block{fields: map[string]field{
+		"every": duration(&r.Every, 0, 7*24*time.Hour),
 	}}
 }
 

@@ -112,7 +112,7 @@ func full(t *testing.T) *config.Config {
 			ConnectionMaxAge: time.Minute, ConnectionGrace: 2 * time.Second, HandshakeTimeout: 3 * time.Second,
 			MaxConcurrentStreams: 5, MaxMessage: 128 * config.KiB,
 		},
-		Teardown: config.Teardown{StuckAfter: time.Hour},
+		Teardown: config.Teardown{StuckAfter: time.Hour}, Reconcile: config.Reconcile{Every: 0},
 		Log:      config.Log{Level: "debug", Format: "console"},
 		Backends: []config.Backend{{Type: "vault", Name: "prod"}, {Type: "stepca", Name: "internal"}},
 	}

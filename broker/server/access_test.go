@@ -46,6 +46,8 @@ AdminService Stop A O L
 AdminService ResumeAgent A O L
 AdminService ListAgents A O U L
 AdminService WhoIs A O U L
+AdminService Reconcile A O U L
+AdminService MatchDatabaseUsers A O U L
 AuditService ListRecords A U L
 AuditService StreamRecords A U L
 AuditService GetCheckpoint a A O U L

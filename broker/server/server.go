@@ -23,6 +23,7 @@ import (
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/reconcile"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
@@ -43,7 +44,9 @@ type Observer interface {
 type Config struct {
 	Broker *broker.Broker
 	Ledger *ledger.Ledger // for the AuditService, which only reads
-	Admins Admins
+	// Reconciler compares what backends hold with the ledger.
+	Reconciler *reconcile.Reconciler
+	Admins     Admins
 	// Endpoints are the ways in, at least one.
 	Endpoints []Endpoint
 	// Limits bounds what a client can make the server hold; zero fields mean their defaults.
@@ -92,8 +95,8 @@ func New(cfg Config) (*Server, error) {
 }
 
 func (c *Config) check() error {
-	if c.Broker == nil || c.Ledger == nil || c.Admins == nil || c.Observer == nil || c.Logger == nil {
-		return errors.New("server: broker, ledger, admins, observer and logger are required")
+	if c.Broker == nil || c.Ledger == nil || c.Reconciler == nil || c.Admins == nil || c.Observer == nil || c.Logger == nil {
+		return errors.New("server: broker, ledger, reconciler, admins, observer and logger are required")
 	}
 	if len(c.Endpoints) == 0 {
 		return errors.New("server: there is no endpoint to serve on")

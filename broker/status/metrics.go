@@ -19,6 +19,7 @@ type Metrics struct {
 	denied   *prometheus.CounterVec
 	commit   prometheus.Histogram
 	rpc      *prometheus.HistogramVec
+	inventory
 }
 
 // NewMetrics makes the metrics of a program of a version, in a registry of their own.
@@ -41,11 +42,13 @@ func NewMetrics(version string) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16), // to 16 s
 		}, []string{"method", "code"}),
 	}
+	m.inventory = newInventory()
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: namespace, Name: "build_info", Help: "Always 1; the label says what runs.",
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
+	m.registry.MustRegister(m.unknown, m.endedAlive, m.gone, m.lastRun)
 	m.registry.MustRegister(m.issued, m.denied, m.commit, m.rpc, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -18,6 +18,8 @@ import (
 	"github.com/stint-dev/stint/broker/config"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
+	"github.com/stint-dev/stint/broker/reconcile"
+	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/server"
 	"github.com/stint-dev/stint/broker/status"
 	"github.com/stint-dev/stint/broker/task"
@@ -52,11 +54,12 @@ type house struct {
 	metrics  *status.Metrics
 
 	// These need the ledger to run, and are made by serve.
-	catalog *broker.Catalog
-	broker  *broker.Broker
-	server  *server.Server
-	status  *status.Server
-	guard   *x509svid.Credentials
+	catalog    *broker.Catalog
+	broker     *broker.Broker
+	reconciler *reconcile.Reconciler
+	server     *server.Server
+	status     *status.Server
+	guard      *x509svid.Credentials
 
 	stopping atomic.Bool
 	left     int // tasks that stayed open when the house stopped
@@ -143,6 +146,7 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	})
 	upper.Go(func() error { return loop.Run(upperCtx) })
 	upper.Go(func() error { return h.broker.Run(upperCtx) })
+	upper.Go(func() error { return h.reconciler.Run(upperCtx) })
 	upper.Go(func() error { return h.guard.Run(upperCtx) })
 	upper.Go(func() error { return h.status.Run(upperCtx, statusListener) })
 	if h.exporter != nil {
@@ -179,6 +183,10 @@ func (h *house) assemble(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	h.reconciler = reconcile.New(reconcile.Config{
+		Ledger: h.ledger, Roles: func() []resource.Role { return h.catalog.Engine().Set().Roles() }, Backends: h.backends,
+		IssueTimeout: broker.IssueTimeout, Every: h.cfg.Reconcile.Every, Meter: h.metrics, Logger: h.logger.Named("reconcile"),
+	})
 	if err = h.loadResources(ctx); err != nil {
 		return err
 	}

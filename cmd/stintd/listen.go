@@ -47,7 +47,7 @@ func (h *house) newServer(ctx context.Context) (*server.Server, error) {
 		return nil, err
 	}
 	return server.New(server.Config{ //nolint:contextcheck // a server has its calls' contexts, not the one of its making
-		Broker: h.broker, Ledger: h.ledger, Admins: h.admins, Endpoints: endpoints, Observer: observer{h.metrics},
+		Broker: h.broker, Ledger: h.ledger, Reconciler: h.reconciler, Admins: h.admins, Endpoints: endpoints, Observer: observer{h.metrics},
 		Limits: server.Limits{
 			MaxConnectionAge: h.cfg.Limits.ConnectionMaxAge, MaxConnectionAgeGrace: h.cfg.Limits.ConnectionGrace,
 			ConnectionTimeout: h.cfg.Limits.HandshakeTimeout, MaxConcurrentStreams: uint32(h.cfg.Limits.MaxConcurrentStreams), //nolint:gosec // the configuration bounds it

@@ -39,6 +39,8 @@ limits {
 
 teardown { stuck_after = "1h" }
 
+reconcile { every = "0s" }
+
 log {
   level  = "debug"
   format = "console"

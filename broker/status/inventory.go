@@ -1,0 +1,38 @@
+package status
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/stint-dev/stint/broker/reconcile"
+)
+
+// inventory gauges what comparing backends with the ledger came to.
+type inventory struct {
+	unknown, endedAlive, gone, lastRun *prometheus.GaugeVec
+}
+
+func newInventory() inventory {
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: namespace, Subsystem: "reconcile", Name: name, Help: help},
+			[]string{"backend"})
+	}
+	return inventory{
+		unknown:    gauge("unknown", "Credentials alive at the backend that the ledger does not know. Alert above 0."),
+		endedAlive: gauge("ended_alive", "Credentials alive at the backend that have ended by the ledger. Alert above 0."),
+		gone:       gauge("gone", "Credentials that are active by the ledger and gone at the backend."),
+		lastRun:    gauge("last_run_timestamp_seconds", "When the backend was last compared with the ledger to the end."),
+	}
+}
+
+// Reconciled takes what comparing a backend came to.
+func (m *Metrics) Reconciled(backend string, open reconcile.Counts, at time.Time) {
+	if m == nil {
+		return
+	}
+	m.unknown.WithLabelValues(backend).Set(float64(open.Unknown))
+	m.endedAlive.WithLabelValues(backend).Set(float64(open.Ended))
+	m.gone.WithLabelValues(backend).Set(float64(open.Gone))
+	m.lastRun.WithLabelValues(backend).Set(float64(at.Unix()))
+}
