@@ -75,13 +75,13 @@ func TestSession(t *testing.T) {
 func TestStopSaysWhatIsLeft(t *testing.T) {
 	t.Parallel()
 	d := &dev{dir: t.TempDir()}
-	vaults := "PATH=" + vaultFolder(t) + ":/usr/bin:/bin"
-	d.launch(t, nil, vaults)
+	env := []string{"PATH=" + vaultFolder(t) + ":/usr/bin:/bin", "TMPDIR=" + t.TempDir()} // for what a killed one leaves
+	d.launch(t, nil, env...)
 	task := d.declare(t, "build-host")
 	d.stint(t, "credential", "issue", "--task", task, "--role", "build-host", "--param", "ip=10.0.0.7", "--out", "otp").exits(t, 0)
 	d.signal(t, syscall.SIGKILL)
 	d.wait(t)
-	d.launch(t, nil, vaults)
+	d.launch(t, nil, env...)
 	d.signal(t, syscall.SIGTERM)
 	left := d.wait(t).exits(t, 1)
 	shows(t, left.stderr, `^stintd: 1 tasks? (is|are) not proven ended; .stintd dev. with the same --data-dir goes on with (it|them)$`)
