@@ -86,8 +86,8 @@ type Queue interface {
 	// DueTasks returns ACTIVE tasks with NextAt at or before now, earliest first.
 	DueTasks(now time.Time, limit int) ([]task.Task, error)
 	// DueLeases returns non-final leases of a lane with NextAt at or before now and no claim that holds, earliest
-	// first. Whoever works on them claims them first with UpdateLease.
-	DueLeases(lane string, now time.Time, limit int) ([]lease.Lease, error)
+	// first, and none of the tasks in except. Whoever works on them claims them first with UpdateLease.
+	DueLeases(lane string, now time.Time, limit int, except ...task.ID) ([]lease.Lease, error)
 	// DueLanes returns the lanes that have due leases.
 	DueLanes(now time.Time) ([]string, error)
 	// NextDue returns when the next task or lease is due (a claim counts until it ends), or the zero time.

@@ -81,9 +81,16 @@ func (y *yard) loop() *teardown.Loop {
 
 // run runs a loop until the test ends or the returned function is called.
 func (y *yard) run() (stop func()) {
+	_, stop = y.runLoop()
+	return stop
+}
+
+// runLoop is run that also returns the loop.
+func (y *yard) runLoop() (loop *teardown.Loop, stop func()) {
+	loop = y.loop()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(y.tb.Context()))
 	ran := make(chan error, 1)
-	go func() { ran <- y.loop().Run(ctx) }()
+	go func() { ran <- loop.Run(ctx) }()
 	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ran; err != nil {
@@ -91,7 +98,7 @@ func (y *yard) run() (stop func()) {
 		}
 	})
 	y.tb.Cleanup(stop)
-	return stop
+	return loop, stop
 }
 
 func (y *yard) update(fn func(tx *ledger.Tx) error) {
@@ -131,7 +138,7 @@ func (y *yard) task(edit func(*task.Task)) task.Task {
 }
 
 // lease issues a credential at a backend, valid for half an hour, and enters its ACTIVE lease.
-func (y *yard) lease(t task.Task, backend string, edit func(*lease.Lease)) lease.Lease {
+func (y *yard) lease(t task.Task, backend string) lease.Lease {
 	y.tb.Helper()
 	id, err := lease.NewID()
 	if err != nil {
@@ -148,9 +155,6 @@ func (y *yard) lease(t task.Task, backend string, edit func(*lease.Lease)) lease
 			y.tb.Fatal(err)
 		}
 		l.Handle, l.PublicRef = cred.Handle, cred.PublicRef
-	}
-	if edit != nil {
-		edit(&l)
 	}
 	y.update(func(tx *ledger.Tx) error { return tx.InsertLease(l) })
 	return l
@@ -184,6 +188,22 @@ func (y *yard) readLease(id lease.ID) lease.Lease {
 		return err
 	})
 	return l
+}
+
+// ended counts the leases of a task that are final.
+func (y *yard) ended(t task.Task) int {
+	y.tb.Helper()
+	n := 0
+	y.view(func(r ledger.Reader) error {
+		leases, err := r.ListLeases(ledger.LeaseFilter{Task: t.ID})
+		for _, l := range leases {
+			if l.State.Final() {
+				n++
+			}
+		}
+		return err
+	})
+	return n
 }
 
 // records returns the records of an event.

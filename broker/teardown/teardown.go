@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -27,10 +28,13 @@ const (
 	revokeTimeout = 20 * time.Second
 	// claimFor is for how long a claim holds: an attempt, its commit, and room for a slow machine.
 	claimFor = 60 * time.Second
-	// slots is how many leases of one lane are worked on at a time, so that no lane starves another.
+	// slots is how many leases of one lane are worked on at a time, so that no lane starves another. A lane that does not
+	// answer has one (see lane.go).
 	slots = 8
 	// maxIdle is the longest the loop sleeps without looking.
 	maxIdle = time.Second
+	// waitingPause is how long the loop sleeps while something is due that has to wait for its lane.
+	waitingPause = 100 * time.Millisecond
 	// firstRetry and maxRetry bound the jittered exponential back-off.
 	firstRetry = 500 * time.Millisecond
 	maxRetry   = time.Minute
@@ -57,15 +61,20 @@ type Config struct {
 // Loop ends leases.
 type Loop struct {
 	cfg  Config
-	more chan struct{}  // there was more to do than one pass does
-	busy map[string]int // of each lane; touched by Run's goroutine only
-	done chan string    // a lane whose worker has finished
+	more chan struct{}    // there was more to do than one pass does
+	done chan outcome     // of workers
+	lane map[string]*lane // by name; touched by Run's goroutine only
+	held atomic.Int64     // how many lanes are held
 }
 
 // New makes a Loop; it starts nothing.
 func New(cfg Config) *Loop {
-	return &Loop{cfg: cfg, more: make(chan struct{}, 1), busy: map[string]int{}, done: make(chan string)}
+	return &Loop{cfg: cfg, more: make(chan struct{}, 1), done: make(chan outcome), lane: map[string]*lane{}}
 }
+
+// Held returns how many lanes do not answer now, for metrics: each is asked by one attempt at a time until one succeeds,
+// while the others go on.
+func (l *Loop) Held() int { return int(l.held.Load()) }
 
 // Run works until ctx is done, and then waits for the attempts under way. It returns an error only when the ledger is gone
 // for good.
@@ -73,17 +82,33 @@ func (l *Loop) Run(ctx context.Context) error {
 	var workers errgroup.Group
 	err := l.loop(ctx, &workers)
 	for l.inFlight() > 0 {
-		l.busy[<-l.done]--
+		l.record(<-l.done)
 	}
 	return errors.Join(err, workers.Wait())
 }
 
 func (l *Loop) inFlight() int {
 	n := 0
-	for _, b := range l.busy {
-		n += b
+	for _, lane := range l.lane {
+		n += lane.busy
 	}
 	return n
+}
+
+// record takes a worker's outcome, and says so once when a lane no longer answers, or answers again.
+func (l *Loop) record(o outcome) {
+	lane := l.lane[o.lane]
+	if !lane.record(o, time.Now()) {
+		return
+	}
+	if lane.held() {
+		l.held.Add(1)
+		l.cfg.Logger.Warn("a lane does not answer; it is asked by one attempt at a time, and the others go on",
+			zap.String("lane", o.lane), zap.Error(o.err))
+		return
+	}
+	l.held.Add(-1)
+	l.cfg.Logger.Info("a lane answers again", zap.String("lane", o.lane))
 }
 
 func (l *Loop) loop(ctx context.Context, workers *errgroup.Group) error {
@@ -93,8 +118,8 @@ func (l *Loop) loop(ctx context.Context, workers *errgroup.Group) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case lane := <-l.done:
-			l.busy[lane]--
+		case o := <-l.done:
+			l.record(o)
 		case <-l.cfg.Ledger.Kicked():
 		case <-l.more:
 		case <-timer.C:
@@ -124,15 +149,21 @@ func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration
 	if err != nil {
 		return maxIdle, err
 	}
-	for _, lane := range lanes {
-		if err := l.startLane(ctx, lane, workers); err != nil {
+	waiting := false
+	for _, name := range lanes {
+		if err := l.startLane(ctx, name, workers); err != nil {
 			return maxIdle, err
 		}
+		waiting = waiting || l.lane[name].free(time.Now()) == 0
 	}
-	return l.untilNext(ctx)
+	next, err := l.untilNext(ctx)
+	if waiting {
+		next = max(next, waitingPause) // what is due may have to wait; a worker that finishes wakes the loop
+	}
+	return next, err
 }
 
-// untilNext returns how long nothing is due. Lanes that are full are woken by their workers.
+// untilNext returns how long nothing is due.
 func (l *Loop) untilNext(ctx context.Context) (time.Duration, error) {
 	var next time.Time
 	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
@@ -147,21 +178,25 @@ func (l *Loop) untilNext(ctx context.Context) (time.Duration, error) {
 }
 
 // startLane claims as many due leases of a lane as it has free slots, and starts a worker for each.
-func (l *Loop) startLane(ctx context.Context, lane string, workers *errgroup.Group) error {
-	free := slots - l.busy[lane]
+func (l *Loop) startLane(ctx context.Context, name string, workers *errgroup.Group) error {
+	at := l.lane[name]
+	if at == nil {
+		at = &lane{}
+		l.lane[name] = at
+	}
+	free := at.free(time.Now())
 	if free <= 0 {
 		return nil
 	}
-	claimed, err := l.claim(ctx, lane, free)
+	claimed, err := l.claim(ctx, name, free)
 	if err != nil {
 		return err
 	}
 	for _, c := range claimed {
-		l.busy[lane]++
+		at.busy++
 		workers.Go(func() error {
 			// An attempt that has begun is finished: half of one would only have to be made again.
-			l.work(context.WithoutCancel(ctx), c)
-			l.done <- lane
+			l.done <- outcome{lane: name, lease: c.ID, err: l.work(context.WithoutCancel(ctx), c)}
 			return nil
 		})
 	}
@@ -169,12 +204,12 @@ func (l *Loop) startLane(ctx context.Context, lane string, workers *errgroup.Gro
 }
 
 // claim takes due leases for a limited time.
-func (l *Loop) claim(ctx context.Context, lane string, limit int) ([]lease.Lease, error) {
+func (l *Loop) claim(ctx context.Context, name string, limit int) ([]lease.Lease, error) {
 	var claimed []lease.Lease
 	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 		claimed = claimed[:0]
 		now := time.Now()
-		due, err := tx.DueLeases(lane, now, limit)
+		due, err := l.lane[name].turns.pick(tx, name, now, limit)
 		if err != nil {
 			return err
 		}
@@ -201,8 +236,8 @@ func (l *Loop) claim(ctx context.Context, lane string, limit int) ([]lease.Lease
 	return claimed, err
 }
 
-// work makes one attempt to end a lease and records its outcome.
-func (l *Loop) work(ctx context.Context, c lease.Lease) {
+// work makes one attempt to end a lease, records its outcome, and returns why the backend did not end it.
+func (l *Loop) work(ctx context.Context, c lease.Lease) error {
 	ctx, cancel := context.WithTimeout(ctx, claimFor-time.Second)
 	defer cancel()
 	ending, cause := l.attempt(ctx, c)
@@ -216,6 +251,7 @@ func (l *Loop) work(ctx context.Context, c lease.Lease) {
 		l.cfg.Logger.Error("outcome of a teardown not recorded; it is made again when its claim ends",
 			zap.Stringer("lease", c.ID), zap.Error(err))
 	}
+	return cause
 }
 
 // attempt asks the backend to end a lease.

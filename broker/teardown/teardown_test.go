@@ -24,7 +24,7 @@ func TestNeverGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		y.a.Break()
 		y.run()
 		y.close(work)
@@ -81,7 +81,7 @@ func TestReasons(t *testing.T) {
 			f := &fixed{err: err}
 			y.backends["fixed"] = f
 			work := y.task(nil)
-			l := y.lease(work, "fixed", nil)
+			l := y.lease(work, "fixed")
 			y.run()
 			y.close(work)
 			y.until(time.Minute, func() bool { return y.readLease(l.ID).Attempts > 0 })
@@ -107,7 +107,7 @@ func TestProofs(t *testing.T) {
 					Proof: proof, At: at, UncheckedUntil: at.Add(time.Hour), Detail: "what was seen",
 				}}
 				work := y.task(nil)
-				l := y.lease(work, "fixed", nil)
+				l := y.lease(work, "fixed")
 				y.run()
 				y.close(work)
 				y.until(time.Minute, func() bool { return y.readTask(work.ID).State == task.Closed })
@@ -140,7 +140,7 @@ func TestNoProofNoEnd(t *testing.T) {
 			f := &fixed{next: e}
 			y.backends["fixed"] = f
 			work := y.task(nil)
-			l := y.lease(work, "fixed", nil)
+			l := y.lease(work, "fixed")
 			y.run()
 			y.close(work)
 			pass(time.Minute)
@@ -162,7 +162,7 @@ func TestLapsing(t *testing.T) {
 		f := &fixed{next: plugins.Ending{Proof: plugins.Pending, At: time.Now(), UsableUntil: until}}
 		y.backends["fixed"] = f
 		work := y.task(nil)
-		l := y.lease(work, "fixed", nil)
+		l := y.lease(work, "fixed")
 		y.run()
 		y.close(work)
 		pass(time.Minute)
@@ -187,7 +187,7 @@ func TestLostAtBackend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		y.a.Drop(l.ID)
 		y.run()
 		y.close(work)
@@ -204,7 +204,7 @@ func TestClaimOfTheDead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		y.close(work)
 		y.update(func(tx *ledger.Tx) error {
 			from, err := tx.Lease(l.ID)
@@ -234,7 +234,7 @@ func TestLateWorkerWritesNothing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				y := newYard(t)
 				work := y.task(nil)
-				l := y.lease(work, "memory/a", nil)
+				l := y.lease(work, "memory/a")
 				var taken lease.Lease
 				y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error {
 					y.update(func(tx *ledger.Tx) error {
@@ -268,7 +268,7 @@ func TestFrozenWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		var thawed atomic.Bool
 		y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error {
 			if !thawed.Swap(true) {
@@ -290,7 +290,7 @@ func TestHangingBackend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		y.a.HangNext(plugintest.OpRevoke)
 		y.run()
 		start := time.Now()
@@ -308,10 +308,10 @@ func TestLanesDoNotStarveEachOther(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
 		for range 20 {
-			y.lease(work, "memory/a", nil)
+			y.lease(work, "memory/a")
 			y.a.HangNext(plugintest.OpRevoke)
 		}
-		l := y.lease(work, "memory/b", nil)
+		l := y.lease(work, "memory/b")
 		y.run()
 		y.close(work)
 		y.until(time.Second, y.final(l.ID))
@@ -330,7 +330,7 @@ func TestUnknownBackend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		delete(y.backends, "memory/a")
 		stop := y.run()
 		y.close(work)
@@ -350,7 +350,7 @@ func TestCredentialEndsBeforeItsTask(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		y.run()
 		pass(time.Until(l.NotAfter) - time.Second)
 		if got := y.readLease(l.ID); got.State != lease.Active {
@@ -428,7 +428,7 @@ func TestCloseTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		y.lease(work, "memory/a", nil)
+		y.lease(work, "memory/a")
 		cause := teardown.Cause{Actor: teardown.Stint(), Why: task.Stopped, Comment: "a text about Jane Doe", Now: time.Now()}
 		y.update(func(tx *ledger.Tx) error { return teardown.Close(tx, work.ID, cause) })
 		before := y.ledger.Head().Size
@@ -456,7 +456,7 @@ func TestStopWaitsForAttempts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
-		l := y.lease(work, "memory/a", nil)
+		l := y.lease(work, "memory/a")
 		begun := make(chan struct{})
 		y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error {
 			close(begun)

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -147,10 +148,22 @@ func (r *rows) ListLeases(f ledger.LeaseFilter) ([]lease.Lease, error) {
 	return r.leases(l.query())
 }
 
-// DueLeases returns non-final leases of a lane that are due and not claimed, earliest first.
-func (r *rows) DueLeases(lane string, now time.Time, limit int) ([]lease.Lease, error) {
-	return r.leases("SELECT id, body FROM leases WHERE due IS NOT NULL AND lane = ? AND due <= ? ORDER BY due LIMIT ?",
-		[]any{lane, nanos(now), limit})
+// DueLeases returns non-final leases of a lane that are due, not claimed and not of the tasks in except, earliest first.
+func (r *rows) DueLeases(lane string, now time.Time, limit int, except ...task.ID) ([]lease.Lease, error) {
+	const due = selectLease + "due IS NOT NULL AND lane = ? AND due <= ? "
+	if len(except) == 0 {
+		return r.leases(due+"ORDER BY due LIMIT ?", []any{lane, nanos(now), limit})
+	}
+	ids := make([]string, len(except))
+	for i, id := range except {
+		ids[i] = hex.EncodeToString(id[:])
+	}
+	list, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
+	}
+	return r.leases(due+"AND lower(hex(task)) NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?",
+		[]any{lane, nanos(now), string(list), limit})
 }
 
 // LiveLeases counts an agent's leases that are not final.

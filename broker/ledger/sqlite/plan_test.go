@@ -67,6 +67,7 @@ func everyQuery(r ledger.Reader) {
 	_, _ = r.ListLeases(ledger.LeaseFilter{Stuck: true, Limit: 1})
 	_, _ = r.DueTasks(time.Now(), 1)
 	_, _ = r.DueLeases("x", time.Now(), 1)
+	_, _ = r.DueLeases("x", time.Now(), 1, id)
 	_, _ = r.DueLanes(time.Now())
 	_, _ = r.NextDue()
 	_, _ = r.LiveTasks("x")

@@ -81,7 +81,7 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	}
 	refused := func(what string, err error) {
 		t.Helper()
-		if !errors.Is(err, sqlite.ErrVersion) || !strings.Contains(err.Error(), "77") || !strings.Contains(err.Error(), "knows 2") {
+		if !errors.Is(err, sqlite.ErrVersion) || !strings.Contains(err.Error(), "77") || !strings.Contains(err.Error(), "knows 3") {
 			t.Errorf("%s: %v, want both versions", what, err)
 		}
 	}

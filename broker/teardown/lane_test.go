@@ -1,0 +1,177 @@
+package teardown_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/task"
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+)
+
+// TestDeadLaneIsLeftAlone: a lane whose backend is down is asked by one attempt at a time, however many leases wait in it,
+// and costs the other lanes nothing; all of it goes on at once when the backend is back.
+func TestDeadLaneIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 200
+		y := newYard(t)
+		work := y.task(nil)
+		for range many {
+			y.lease(work, "memory/a")
+		}
+		var inFlight, most int
+		var mu sync.Mutex
+		y.a.Break()
+		loop, stop := y.runLoop()
+		defer stop()
+		y.close(work)
+		pass(30 * time.Second)
+		if loop.Held() != 1 {
+			t.Errorf("%d lanes are held, want one", loop.Held())
+		}
+		before := y.a.Calls(plugintest.OpRevoke)
+		pass(10 * time.Minute)
+		if n := y.a.Calls(plugintest.OpRevoke) - before; n < 60 || n > 130 {
+			t.Errorf("%d attempts in ten minutes for %d leases; one each 5 to 10 s is what a dead lane gets", n, many)
+		}
+
+		other := y.task(nil)
+		l := y.lease(other, "memory/b")
+		y.close(other)
+		y.until(time.Second, y.final(l.ID))
+
+		y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error {
+			mu.Lock()
+			inFlight++
+			most = max(most, inFlight)
+			mu.Unlock()
+			pass(10 * time.Millisecond)
+			mu.Lock()
+			inFlight--
+			mu.Unlock()
+			return nil
+		})
+		y.a.Heal()
+		y.until(75*time.Second, func() bool { return y.readTask(work.ID).State == task.Closed })
+		if most != 8 || loop.Held() != 0 || len(y.a.Alive()) != 0 {
+			t.Errorf("after it healed: %d attempts at once, %d lanes held, %d alive", most, loop.Held(), len(y.a.Alive()))
+		}
+	})
+}
+
+// TestFewFailuresHoldNoLane: a few leases that cannot be ended do not hold up those that can.
+func TestFewFailuresHoldNoLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		bad := y.task(nil)
+		var refused []lease.ID
+		for range 4 {
+			refused = append(refused, y.lease(bad, "memory/a").ID)
+		}
+		y.a.Before(plugintest.OpRevoke, func(_ context.Context, id plugins.LeaseID) error {
+			if slices.Contains(refused, id) {
+				return plugins.ErrUnavailable
+			}
+			return nil
+		})
+		loop, stop := y.runLoop()
+		defer stop()
+		y.close(bad)
+		pass(time.Hour)
+		good := y.task(nil)
+		l := y.lease(good, "memory/a")
+		y.close(good)
+		y.until(500*time.Millisecond, y.final(l.ID))
+		if loop.Held() != 0 {
+			t.Error("the lane is held")
+		}
+	})
+}
+
+// TestTasksTakeTurns: a task with very many leases does not hold up another in the same lane.
+func TestTasksTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many, each = 2000, 10 * time.Millisecond
+		y := newYard(t)
+		y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error { pass(each); return nil })
+		y.run()
+		hog := y.task(nil)
+		for range many {
+			y.lease(hog, "memory/a")
+		}
+		y.close(hog)
+		pass(200 * time.Millisecond)
+		for n := range 3 {
+			work := y.task(nil)
+			l := y.lease(work, "memory/a")
+			asked := time.Now()
+			y.close(work)
+			y.until(time.Second, y.final(l.ID))
+			if took := time.Since(asked); took > 300*time.Millisecond {
+				t.Errorf("task %d waited %s behind one with %d leases", n, took, many)
+			}
+		}
+		if y.readTask(hog.ID).State == task.Closed {
+			t.Fatal("the large task was done before: nothing was shown")
+		}
+		y.until(time.Minute, func() bool { return y.readTask(hog.ID).State == task.Closed })
+	})
+}
+
+// TestRoundsOfManyTasks: with more tasks than slots, each gets its turn before any gets its last.
+func TestRoundsOfManyTasks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error { pass(10 * time.Millisecond); return nil })
+		var tasks []task.Task
+		for range 20 {
+			work := y.task(nil)
+			tasks = append(tasks, work)
+			for range 30 {
+				y.lease(work, "memory/a")
+			}
+		}
+		for _, work := range tasks {
+			y.close(work)
+		}
+		y.run()
+		pass(500 * time.Millisecond)
+		for n, work := range tasks {
+			if sum := y.ended(work); sum == 0 || sum == 30 {
+				t.Errorf("task %d has ended %d of 30 after a moment", n, sum)
+			}
+		}
+	})
+}
+
+// BenchmarkBacklog ends many leases of one task and measures what the turns cost.
+func BenchmarkBacklog(b *testing.B) {
+	for _, many := range []int{100, 10_000} {
+		b.Run(fmt.Sprintf("leases=%d", many), func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				y := newYard(b)
+				work := y.task(nil)
+				for range many {
+					y.lease(work, "memory/a")
+				}
+				b.StartTimer()
+				stop := y.run()
+				y.close(work)
+				for y.readTask(work.ID).State != task.Closed {
+					pass(20 * time.Millisecond)
+				}
+				b.StopTimer()
+				stop()
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*many), "µs/lease")
+		})
+	}
+}
