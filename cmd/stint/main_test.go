@@ -25,6 +25,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs each script against a broker of its own. Beyond testscript's commands there are
 //
 //	end WHY           closes the newest task from outside: STOPPED, ABANDONED, …
+//	suspend           suspends the agent, which closes its tasks
 //	hold, release     keep tasks CLOSING, and let them close
 //	await-task STATE  waits until the newest task is in a state
 //	await-file FILE [TEXT]  waits until a file exists and holds a text
@@ -51,6 +52,7 @@ func TestScripts(t *testing.T) {
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"end":        func(ts *testscript.TestScript, _ bool, args []string) { end(t, ts, b, args) },
+					"suspend":    func(*testscript.TestScript, bool, []string) { b.Suspend() },
 					"hold":       func(*testscript.TestScript, bool, []string) { b.HoldTeardown() },
 					"release":    func(*testscript.TestScript, bool, []string) { b.ReleaseTeardown() },
 					"await-task": func(ts *testscript.TestScript, _ bool, args []string) { awaitTask(ts, b, args) },

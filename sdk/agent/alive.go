@@ -76,6 +76,9 @@ func (t *Task) gone(err error) bool {
 	case stintv1.Reason_REASON_NOT_FOUND, stintv1.Reason_REASON_TASK_CLOSED, stintv1.Reason_REASON_TASK_EXPIRED:
 		t.end(e)
 		return true
+	case stintv1.Reason_REASON_AGENT_SUSPENDED: // which closed every task of the agent in the same commit
+		t.end(over(t.Latest(), stintv1.CloseReason_CLOSE_REASON_AGENT_SUSPENDED))
+		return true
 	default:
 		return false
 	}

@@ -58,7 +58,8 @@ type Broker struct {
 	requests  map[string]any // answers by request ID
 	leases    []*stintv1.Lease
 	resources []*stintv1.Resource
-	changed   chan struct{} // closed at every change
+	agents    map[string]*stintv1.Agent // whose state somebody has set
+	changed   chan struct{}             // closed at every change
 	hold      bool
 	receipt   []byte
 	faults    []error // handed out first, by calls that have a request ID

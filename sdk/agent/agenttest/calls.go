@@ -34,9 +34,13 @@ func (b *Broker) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	b.mu.Lock()
 	b.calls[path.Base(info.FullMethod)]++
 	n := b.calls[path.Base(info.FullMethod)]
+	refused := b.suspended(caller(ctx))
 	b.mu.Unlock()
 	if err := grpc.SetTrailer(ctx, metadata.Pairs("stint-request-id", path.Base(info.FullMethod)+"-"+strconv.Itoa(n))); err != nil {
 		return nil, err
+	}
+	if refused != nil {
+		return nil, refused
 	}
 	answer, err := handle(ctx, req)
 	if _, ok := req.(interface{ GetRequestId() string }); !ok || err != nil {

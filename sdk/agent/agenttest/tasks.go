@@ -226,6 +226,9 @@ func (s *taskService) WatchTask(req *stintv1.WatchTaskRequest, stream grpc.Serve
 		s.b.mu.Lock()
 		task, err := s.b.own(stream.Context(), req.GetName())
 		task, changed := clone(task), s.b.changed
+		if err == nil {
+			err = s.b.suspended(caller(stream.Context()))
+		}
 		s.b.mu.Unlock()
 		if err != nil {
 			return err

@@ -30,6 +30,7 @@ const (
 // app is one run of the program.
 type app struct {
 	version string
+	stdin   io.Reader
 	stdout  io.Writer
 	stderr  io.Writer
 	flags   flags
@@ -47,7 +48,7 @@ type flags struct {
 
 // Main runs stint with arguments and returns its exit code.
 func Main(ctx context.Context, version string, args []string) int {
-	a := &app{version: version, stdout: os.Stdout, stderr: os.Stderr}
+	a := &app{version: version, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	root := a.root() //nolint:contextcheck // cobra hands the context to the command
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -77,7 +78,7 @@ func (a *app) root() *cobra.Command {
 	f.DurationVar(&a.flags.timeout, "timeout", defaultTimeout, "how long one call may take")
 	f.StringVarP(&a.flags.output, "output", "o", string(render.FormatTable), "table, json or yaml")
 	root.AddCommand(
-		a.whoami(), a.roles(), a.task(), a.credential(), a.lease(), a.run(), a.apply(), a.get(), a.audit(), a.whois(),
+		a.whoami(), a.roles(), a.task(), a.credential(), a.lease(), a.run(), a.stop(), a.agent(), a.apply(), a.get(), a.audit(), a.whois(),
 		a.trust(), a.versionCommand(),
 	)
 	return root

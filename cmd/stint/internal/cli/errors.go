@@ -26,6 +26,7 @@ const (
 	codeWaiting     = 5 // for an approval; nothing waits yet
 	codeEnded       = 6
 	codeUnavailable = 7
+	codeUnproven    = 8 // something stopped is not proven to have ended
 )
 
 // failure is an error with what the command knows beyond it.
@@ -141,6 +142,8 @@ func word(code int) string {
 		return "ended:"
 	case codeUnavailable:
 		return "unavailable:"
+	case codeUnproven:
+		return "unproven:"
 	}
 	return "error:"
 }
@@ -207,6 +210,8 @@ func hints(e *agent.Error) []string {
 		return []string{"stint whoami"}
 	case stintv1.Reason_REASON_ADMIN_ROLE_REQUIRED:
 		return []string{"an identity with an administration role, or --admin-socket"}
+	case stintv1.Reason_REASON_AGENT_SUSPENDED:
+		return []string{"ask an operator, who can resume it"}
 	case stintv1.Reason_REASON_NOT_FOUND:
 		return []string{"stint task list"}
 	case stintv1.Reason_REASON_TASK_CLOSED, stintv1.Reason_REASON_TASK_EXPIRED, stintv1.Reason_REASON_DEADLINE_TOO_CLOSE:

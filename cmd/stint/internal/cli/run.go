@@ -187,6 +187,8 @@ func (r *runner) finish(ctx context.Context, task *agent.Task, outcome stintv1.C
 	switch {
 	case err == nil:
 		r.tell("%s", closedLine(answer, time.Now()))
+	case suspended(err):
+		r.app.sayf("note:   the agent is suspended; the broker ends everything of task %s", task.Latest().GetShortName())
 	case ctx.Err() != nil:
 		r.app.sayf("note:   teardown of task %s goes on at the broker; stint task get %s", task.Latest().GetShortName(), task.Latest().GetShortName())
 	default:
@@ -234,4 +236,10 @@ func outcome(code int, err error) stintv1.CloseReason {
 		return stintv1.CloseReason_CLOSE_REASON_FAILED
 	}
 	return stintv1.CloseReason_CLOSE_REASON_COMPLETED
+}
+
+// suspended says whether the broker refuses every call of this agent, which closed the task.
+func suspended(err error) bool {
+	e, ok := errors.AsType[*agent.Error](err)
+	return ok && e.Reason == stintv1.Reason_REASON_AGENT_SUSPENDED
 }
