@@ -79,11 +79,7 @@ func TestSuspendedAgent(t *testing.T) {
 	if _, err = watch.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	got := mustPull(t, ops, suspendA())
-	if got.GetTasks() != 1 || got.GetLeases() != 2 || got.GetOpen() != 0 || got.GetByProof()["read_back"] != 2 || got.GetCheckpoint() == "" ||
-		got.GetAgent().GetState() != stintv1.AgentState_AGENT_STATE_SUSPENDED || got.GetAgent().GetBy() != "spiffe://example.org/ops/oncall" {
-		t.Errorf("stopped %v", got)
-	}
+	wantSuspended(t, mustPull(t, ops, suspendA()))
 	if n := len(h.Memory.Alive()) + len(h.Preparing.Alive()); n != 0 {
 		t.Errorf("%d credentials are alive", n)
 	}
@@ -95,7 +91,7 @@ func TestSuspendedAgent(t *testing.T) {
 	}
 	wantRefused(t, agent, task)
 	wantRefused(t, token, task)
-	if _, err := grpc_health_v1.NewHealthClient(agent.Conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil {
+	if _, err = grpc_health_v1.NewHealthClient(agent.Conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil {
 		t.Errorf("health is for everybody: %v", err)
 	}
 	closed, err := ops.Tasks.GetTask(t.Context(), &stintv1.GetTaskRequest{Name: task.GetName()})
@@ -107,6 +103,17 @@ func TestSuspendedAgent(t *testing.T) {
 		t.Fatalf("resumed %v, %v", resumed, err)
 	}
 	agent.Issue(t, agent.Declare(t, "orders-db"), "orders-db")
+}
+
+// wantSuspended fails the test unless the last report tells of a suspended agent whose one task with two leases has ended.
+func wantSuspended(t *testing.T, got *stintv1.StopProgress) {
+	t.Helper()
+	if got.GetTasks() != 1 || got.GetLeases() != 2 || got.GetOpen() != 0 || got.GetByProof()["read_back"] != 2 || got.GetCheckpoint() == "" {
+		t.Errorf("stopped %v", got)
+	}
+	if a := got.GetAgent(); a.GetState() != stintv1.AgentState_AGENT_STATE_SUSPENDED || a.GetBy() != "spiffe://example.org/ops/oncall" {
+		t.Errorf("agent %v", a)
+	}
 }
 
 // wantRefused fails the test unless every kind of call is refused.

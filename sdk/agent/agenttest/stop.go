@@ -68,8 +68,9 @@ func (s *adminService) Stop(req *stintv1.StopRequest, stream grpc.ServerStreamin
 func (b *Broker) meant(req *stintv1.StopRequest) (tasks []*stintv1.Task, leases []*stintv1.Lease) {
 	byLease := req.GetRole() != "" || req.GetBackend() != ""
 	for _, task := range b.sorted() {
-		if !byLease && !closed(task) && (req.GetAll() || task.GetAgent() == req.GetAgent() || task.GetProfile() == req.GetProfile() ||
-			task.GetName() == req.GetTask() || "tasks/"+task.GetShortName() == req.GetTask()) {
+		names := []string{task.GetAgent(), task.GetProfile(), task.GetName(), "tasks/" + task.GetShortName()}
+		named := slices.Contains(names, req.GetAgent()+req.GetProfile()+req.GetTask()) // of which one is set
+		if !byLease && !closed(task) && (req.GetAll() || named) {
 			tasks = append(tasks, task)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,8 +93,8 @@ func stopTable(w io.Writer, of stopTarget, f stopFlags, p *stintv1.StopProgress,
 	if a := p.GetAgent(); a != nil {
 		t.Row("Suspended", "since "+render.Clock(a.GetSince(), now)+" by "+a.GetBy())
 	}
-	t.Row("Tasks", fmt.Sprintf("%d", p.GetTasks()))
-	t.Row("Leases", fmt.Sprintf("%d", p.GetLeases()))
+	t.Row("Tasks", strconv.Itoa(int(p.GetTasks())))
+	t.Row("Leases", strconv.Itoa(int(p.GetLeases())))
 	if n := ended(p); n > 0 {
 		t.Row("Ended", fmt.Sprintf("%d: %s", n, strings.Join(ends(&stintv1.TeardownSummary{ByProof: p.GetByProof()}), ", ")))
 	}
@@ -117,7 +118,7 @@ func stopTable(w io.Writer, of stopTarget, f stopFlags, p *stintv1.StopProgress,
 
 // openLine writes "2, 1 overdue, usable until 10:12:00Z at worst".
 func openLine(p *stintv1.StopProgress, now time.Time) string {
-	line := fmt.Sprintf("%d", p.GetOpen())
+	line := strconv.Itoa(int(p.GetOpen()))
 	if n := p.GetStuck(); n > 0 {
 		line += fmt.Sprintf(", %d overdue", n)
 	}
