@@ -11,7 +11,7 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/task"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 // TestNoRecordNoCredential: rule 3. Whichever write transaction of an issue fails, and however: nobody gets a credential
@@ -28,13 +28,14 @@ func TestNoRecordNoCredential(t *testing.T) {
 				names = []string{"horizon", "horizon-cert", "vault"}
 			}
 			t.Run(fmt.Sprintf("%s of transaction %d", at, nth), func(t *testing.T) {
-				eachKind(t, names, func(t *testing.T, h *house, role string) {
+				eachKind(t, names, func(h *house, role string) {
+					t := h.tb
 					h.endLoop() // its transactions are not to fail in place of the issue's
 					work := h.declare(role)
 					req := wish(t, work, role)
 					h.store.failNth(at, nth)
 					out, err := h.broker.Issue(t.Context(), agent("a"), req)
-					if f := want(t, err, reason); f.RetryAfter == 0 {
+					if f := wanted(t, err, reason); f.RetryAfter == 0 {
 						t.Error("the caller is not told to try again")
 					}
 					if out.Credential.Fields != nil || out.Credential.Chain != nil || h.meter.issued != 0 {
@@ -58,7 +59,7 @@ func TestNoRecordNoCredential(t *testing.T) {
 }
 
 // checkUnknown looks at what a failed transaction left, and asks again as a client does.
-func (h *house) checkUnknown(t *testing.T, req broker.IssueRequest, at step, nth int) {
+func (h *house) checkUnknown(t testing.TB, req broker.IssueRequest, at step, nth int) { //nolint:cyclop // a table in code
 	t.Helper()
 	intents := h.memoryOf(req.Role).Descriptor().Horizon > 0
 	written := at == atAnswer
@@ -133,24 +134,24 @@ func TestDiskFull(t *testing.T) {
 		h.issue(work, "vault")
 		h.store.fill(true)
 		_, err := h.try(work, "vault")
-		if f := want(t, err, fault.LedgerUnavailable); f.RetryAfter == 0 {
+		if f := wanted(t, err, fault.LedgerUnavailable); f.RetryAfter == 0 {
 			t.Error("the caller is not told to try again")
 		}
 		h.store.fill(false)
 		h.issue(work, "vault")
 
-		h.store.fail(atLog, true)
+		h.store.fillUp(true)
 		_, err = h.try(work, "vault")
 		want(t, err, fault.LedgerUnavailable)
 		_, err = h.broker.Declare(t.Context(), agent("a"), declaration(newID(t), "vault"))
 		want(t, err, fault.LedgerUnavailable)
 		_, err = h.broker.Complete(t.Context(), agent("a"), ref(work), task.Completed, 0)
 		want(t, err, fault.LedgerUnavailable)
-		pass(work.NotAfter.Add(time.Minute).Sub(time.Now())) // the loop cannot record either, and goes on trying
+		pass(time.Until(work.NotAfter.Add(time.Minute))) // the loop cannot record either, and goes on trying
 		if h.task(work.ID).State != task.Active {
 			t.Error("something was written to a full disk")
 		}
-		h.store.fail(atLog, false)
+		h.store.fillUp(false)
 		h.until(time.Minute, func() bool { return h.task(work.ID).State == task.Closed })
 		h.gone()
 	})
@@ -161,13 +162,13 @@ func TestRefusalWithoutItsRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		work := h.declare("plain")
-		h.store.fail(atLog, true)
+		h.store.fillUp(true)
 		_, err := h.try(work, "vault")
-		if f := want(t, err, fault.RoleNotInTask); f.Metadata["record"] != "" {
+		if f := wanted(t, err, fault.RoleNotInTask); f.Metadata["record"] != "" {
 			t.Errorf("refers to record %s, which is not there", f.Metadata["record"])
 		}
 		pass(30 * time.Second)
-		h.store.fail(atLog, false)
+		h.store.fillUp(false)
 		pass(30 * time.Second)
 		rec := h.recorded(audit.CallsRefused, "")
 		if len(rec) != 1 || rec[0].Count != 1 || rec[0].Reason != string(fault.RoleNotInTask) ||

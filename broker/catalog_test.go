@@ -14,7 +14,7 @@ import (
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 // files is one file.
@@ -28,7 +28,7 @@ spec: {backend: memory/plain, ttl: {max: 30m}}
 `
 
 // TestApply changes resources as a whole, with a record each, in force from the next decision on and after a restart.
-func TestApply(t *testing.T) {
+func TestApply(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		before := h.catalog.Engine().Hash()
@@ -84,7 +84,7 @@ func TestInvalidResourcesChangeNothing(t *testing.T) {
 				h := newHouse(t)
 				before, size := h.catalog.Engine(), h.ledger.Head().Size
 				_, err := h.catalog.Apply(t.Context(), operator(), broker.Apply{Files: files(yaml)})
-				f := want(t, err, fault.ResourceInvalid)
+				f := wanted(t, err, fault.ResourceInvalid)
 				if len(f.Fields) == 0 || !strings.HasPrefix(f.Fields[0].Name, "resources.yaml:") {
 					t.Errorf("fields %+v", f.Fields)
 				}
@@ -159,7 +159,8 @@ func TestRemovedRoleEndsItsLeases(t *testing.T) {
 // TestRoleRemovedWhileItIsCommitted: an issue that was decided before its role was removed, and is committed while the
 // removal is on its way, is not handed out.
 func TestRoleRemovedWhileItIsCommitted(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		decided, removed := make(chan struct{}), make(chan struct{})
 		hook := func(context.Context, plugins.LeaseID) error {
@@ -255,7 +256,7 @@ spec:
 		h.issue(second, "plain")
 		h.issue(first, "vault")
 		_, err := h.try(second, "plain")
-		if f := want(t, err, fault.PolicyDenied); !strings.Contains(f.Metadata["policies"], "not-both") {
+		if f := wanted(t, err, fault.PolicyDenied); !strings.Contains(f.Metadata["policies"], "not-both") {
 			t.Errorf("metadata %v", f.Metadata)
 		}
 		rec := h.recorded(audit.LeaseDenied, "")

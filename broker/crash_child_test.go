@@ -15,7 +15,7 @@ import (
 	"github.com/stint-dev/stint/broker/stop"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 // TestCrashChild is the process that TestCrash kills. It goes through every step there is, and prints what it handed out.

@@ -22,7 +22,7 @@ import (
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 const (
@@ -86,7 +86,7 @@ func TestCrash(t *testing.T) {
 func buildChild(t *testing.T) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "crash.test")
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "failpoints", "-o", name, ".").CombinedOutput() //nolint:gosec // fixed
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "failpoints", "-o", name, ".").CombinedOutput()
 	if err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
@@ -106,11 +106,11 @@ func crashAt(t *testing.T, child, step string, n int) (killed bool) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		cmd := exec.CommandContext(t.Context(), child, "-test.run=^TestCrashChild$", "-test.timeout=60s") //nolint:gosec // built above
+		cmd := exec.CommandContext(t.Context(), child, "-test.run=^TestCrashChild$", "-test.timeout=60s")
 		cmd.Env = append(os.Environ(), crashDir+"="+dir, crashAddr+"="+inv.serve(t), fmt.Sprintf("STINT_FAILPOINT=%s:kill:%d", step, n))
 		out, err := cmd.Output()
 		exit, ended := errors.AsType[*exec.ExitError](err)
-		status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus) //nolint:errcheck // the zero value says that nothing was signalled
+		status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
 		killed = ended && status.Signaled() && status.Signal() == syscall.SIGKILL
 		if err != nil && !killed {
 			t.Fatalf("the child failed by itself: %v\n%s\n%s", err, out, exit.Stderr)

@@ -194,22 +194,22 @@ func (b *Broker) activateAtOnce(ctx context.Context, is *issue, cred plugins.Cre
 		return ledger.Commit{}, err
 	}
 	is.lease = active
-	commit, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+	commit, failure := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		t, err := b.admitLease(tx, is)
 		if err != nil {
 			return err
 		}
 		rec := leaseRecord(is.caller, audit.LeaseActive, t, active)
 		rec.PolicySet, rec.Policies = is.decision.PolicySet(), is.decision.Policies()
-		if _, err := tx.Append(rec); err != nil {
+		if _, err = tx.Append(rec); err != nil {
 			return err
 		}
 		return tx.InsertLease(active)
 	})
-	if err != nil {
-		b.undo(ctx, is, err)
+	if failure != nil {
+		b.undo(ctx, is, failure)
 	}
-	return commit, err
+	return commit, failure
 }
 
 // dropLate hands a credential that came too late to teardown, with the handle that its answer brought. Where the lease has

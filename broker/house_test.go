@@ -23,7 +23,7 @@ import (
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/broker/teardown"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // a house is made of concrete things
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 const (
@@ -363,8 +363,8 @@ func (h *house) records() []audit.Record {
 		entries, err := r.Entries(0, 1_000_000, "")
 		for _, e := range entries {
 			var rec audit.Record
-			if err := json.Unmarshal(e.JSON, &rec); err != nil {
-				return err
+			if cause := json.Unmarshal(e.JSON, &rec); cause != nil {
+				return cause
 			}
 			out = append(out, rec)
 		}
@@ -420,11 +420,17 @@ func (h *house) until(limit time.Duration, cond func() bool) {
 func pass(d time.Duration) { <-time.After(d) }
 
 // want fails the test unless err has the reason.
-func want(tb testing.TB, err error, reason fault.Reason) *fault.Error {
+func want(tb testing.TB, err error, reason fault.Reason) {
 	tb.Helper()
 	if fault.ReasonOf(err) != reason {
 		tb.Fatalf("error %v, want the reason %s", err, reason)
 	}
+}
+
+// wanted is want, and returns the refusal.
+func wanted(tb testing.TB, err error, reason fault.Reason) *fault.Error {
+	tb.Helper()
+	want(tb, err, reason)
 	return fault.As(err)
 }
 

@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/rpc"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 	"github.com/stint-dev/stint/plugins/secret"
 )
 
@@ -95,82 +94,4 @@ func (i *inventory) serve(t *testing.T) string {
 		}
 	}()
 	return l.Addr().String()
-}
-
-// remote is a backend whose inventory is in another process.
-type remote struct {
-	*plugintest.Memory // for what needs no inventory
-
-	client *rpc.Client
-	vault  bool
-	// after runs once an issue call has had its effect; its error becomes the call's.
-	after func() error
-}
-
-func dial(t *testing.T, addr string) *rpc.Client {
-	t.Helper()
-	var d net.Dialer
-	conn, err := d.DialContext(t.Context(), "tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rpc.NewClient(conn)
-}
-
-func (r *remote) call(ask Ask) (Answer, error) {
-	ask.Vault = r.vault
-	var answer Answer
-	err := r.client.Call("Inventory.Call", ask, &answer)
-	switch {
-	case err == nil:
-		return answer, nil
-	case strings.Contains(err.Error(), plugins.ErrNotIssued.Error()):
-		return answer, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
-	default:
-		return answer, fmt.Errorf("%w: %w", plugins.ErrUnavailable, err)
-	}
-}
-
-func (r *remote) Issue(_ context.Context, req plugins.Request) (plugins.Credential, error) {
-	a, err := r.call(Ask{
-		Op: plugintest.OpIssue, Lease: req.Lease, Role: req.Role, NotAfter: req.NotAfter, CSR: req.CSR,
-		Handle: req.Prepared.Handle, State: req.Prepared.State.Expose(),
-	})
-	if err == nil && r.after != nil {
-		err = r.after()
-	}
-	if err != nil {
-		return plugins.Credential{}, err
-	}
-	return plugins.Credential{
-		Handle: a.Handle, NotAfter: a.NotAfter, PublicRef: a.PublicRef, Chain: a.Chain, Bundle: a.Bundle,
-		Fields: map[string]secret.Value{"password": secret.New(a.Password)},
-	}, nil
-}
-
-func (r *remote) Revoke(_ context.Context, held plugins.Held) (plugins.Ending, error) {
-	a, err := r.call(Ask{Op: plugintest.OpRevoke, Held: held})
-	return a.Ending, err
-}
-
-// remoteVault is a remote that prepares.
-type remoteVault struct {
-	*remote
-
-	// prepared runs once a token was made; its error becomes the call's.
-	prepared func() error
-}
-
-func (r *remoteVault) Descriptor() plugins.Descriptor {
-	d := r.Memory.Descriptor()
-	d.HandleIsLeaseID = false
-	return d
-}
-
-func (r *remoteVault) Prepare(_ context.Context, req plugins.Request) (plugins.Prepared, error) {
-	a, err := r.call(Ask{Op: plugintest.OpPrepare, Lease: req.Lease, Role: req.Role, NotAfter: req.NotAfter})
-	if err == nil && r.prepared != nil {
-		err = r.prepared()
-	}
-	return plugins.Prepared{Handle: a.Handle, State: secret.New(a.State), NotAfter: a.NotAfter}, err
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 // kinds are one role of each kind of backend.
@@ -37,11 +37,11 @@ func (h *house) memoryOf(role string) *plugintest.Memory {
 }
 
 // eachKind runs a test in a bubble of its own for each kind of backend.
-func eachKind(t *testing.T, names []string, fn func(t *testing.T, h *house, role string)) {
+func eachKind(t *testing.T, names []string, fn func(h *house, role string)) {
 	t.Helper()
 	for _, role := range names {
 		t.Run(role, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { fn(t, newHouse(t), role) })
+			synctest.Test(t, func(t *testing.T) { fn(newHouse(t), role) })
 		})
 	}
 }
@@ -49,7 +49,8 @@ func eachKind(t *testing.T, names []string, fn func(t *testing.T, h *house, role
 // TestIntentIsDurableBeforeIssue: rule 1. While the backend is asked, another process can read the intent from the file,
 // with the handle that ends it and the record that says why it was allowed.
 func TestIntentIsDurableBeforeIssue(t *testing.T) {
-	eachKind(t, []string{"horizon", "horizon-cert", "vault"}, func(t *testing.T, h *house, role string) {
+	eachKind(t, []string{"horizon", "horizon-cert", "vault"}, func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		asked := 0
 		start := time.Now()
@@ -110,7 +111,8 @@ func TestLateAnswerIsNotHandedOut(t *testing.T) {
 	}
 	for name, tc := range ends {
 		t.Run(name, func(t *testing.T) {
-			eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+			eachKind(t, kinds(), func(h *house, role string) {
+				t := h.tb
 				work := h.declare(role)
 				h.memoryOf(role).After(plugintest.OpIssue, func(context.Context, plugins.LeaseID) error { return tc.end(h, work) })
 				out, err := h.try(work, role)
@@ -138,7 +140,7 @@ func TestLateAnswerIsNotHandedOut(t *testing.T) {
 func (h *house) withoutRole(names ...string) {
 	h.tb.Helper()
 	var docs []string
-	for _, doc := range strings.Split(roles, "---") {
+	for doc := range strings.SplitSeq(roles, "---") {
 		keep := true
 		for _, name := range names {
 			keep = keep && !strings.Contains(doc, "{name: "+name+"}")
@@ -158,14 +160,15 @@ func (h *house) withoutRole(names ...string) {
 
 // TestRevokedWhileIssued: rule 2 for a single lease, whose end is asked for while its answer is on the way.
 func TestRevokedWhileIssued(t *testing.T) {
-	eachKind(t, []string{"horizon", "horizon-cert", "vault"}, func(t *testing.T, h *house, role string) {
+	eachKind(t, []string{"horizon", "horizon-cert", "vault"}, func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		h.memoryOf(role).After(plugintest.OpIssue, func(ctx context.Context, id plugins.LeaseID) error {
 			_, _, err := h.broker.RevokeLease(ctx, agent("a"), id, 0)
 			return err
 		})
 		_, err := h.try(work, role)
-		f := want(t, err, fault.AlreadyIssued)
+		f := wanted(t, err, fault.AlreadyIssued)
 		l := h.only()
 		if f.Metadata["lease"] != "leases/"+l.ID.String() || l.Cause != lease.Requested {
 			t.Errorf("answer %+v, lease %+v", f.Metadata, l)
@@ -178,12 +181,13 @@ func TestRevokedWhileIssued(t *testing.T) {
 // TestAnswerAfterTheSweep: rules 2 and 5. A process frozen for longer than the horizon gets its answer when the intent was
 // swept: the credential is ended again, by the handle of its answer.
 func TestAnswerAfterTheSweep(t *testing.T) {
-	eachKind(t, []string{"horizon", "vault"}, func(t *testing.T, h *house, role string) {
+	eachKind(t, []string{"horizon", "vault"}, func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		var swept lease.Lease
 		h.memoryOf(role).Before(plugintest.OpIssue, func(context.Context, plugins.LeaseID) error {
 			pass(broker.IssueTimeout + horizon + time.Minute)
-			swept = h.only()
+			swept = h.only() //nolint:contextcheck // the look into the ledger has the test's own
 			return nil
 		})
 		_, err := h.try(work, role)
@@ -292,12 +296,13 @@ func TestLostAnswerIsSwept(t *testing.T) {
 	}
 	for name, tc := range faults {
 		t.Run(name, func(t *testing.T) {
-			eachKind(t, []string{"horizon", "vault"}, func(t *testing.T, h *house, role string) {
+			eachKind(t, []string{"horizon", "vault"}, func(h *house, role string) {
+				t := h.tb
 				work := h.declare(role)
 				tc.inject(h.memoryOf(role))
 				start := time.Now()
 				_, err := h.try(work, role)
-				f := want(t, err, fault.BackendUnavailable)
+				f := wanted(t, err, fault.BackendUnavailable)
 				if took := time.Since(start); took != tc.takes || f.RetryAfter == 0 {
 					t.Errorf("took %s, retry after %s", took, f.RetryAfter)
 				}
@@ -333,7 +338,8 @@ func TestLostAnswerIsSwept(t *testing.T) {
 
 // TestRefusedIssueEndsAtOnce: what a backend certainly did not make needs no horizon.
 func TestRefusedIssueEndsAtOnce(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		for cause, reason := range map[error]fault.Reason{
 			errors.Join(plugins.ErrNotIssued, plugins.ErrUnavailable):   fault.BackendUnavailable,
@@ -395,7 +401,7 @@ func TestUnknownErrorOfABackend(t *testing.T) {
 		work := h.declare("vault")
 		h.vault.FailNext(plugintest.OpIssue, errors.New("a secret text"))
 		_, err := h.try(work, "vault")
-		if f := want(t, err, fault.Internal); strings.Contains(f.Message, "secret") {
+		if f := wanted(t, err, fault.Internal); strings.Contains(f.Message, "secret") {
 			t.Errorf("message %q", f.Message)
 		}
 		h.complete(work)
@@ -458,7 +464,8 @@ func TestIssueOutlivesItsCaller(t *testing.T) {
 
 // TestIssueIsCalledOnce: rule 13. The same request is never issued for twice, in turn or at once.
 func TestIssueIsCalledOnce(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		req := wish(t, work, role)
 		first, err := h.broker.Issue(t.Context(), agent("a"), req)
@@ -470,7 +477,7 @@ func TestIssueIsCalledOnce(t *testing.T) {
 		other := req
 		other.TTL = time.Minute
 		_, err = h.broker.Issue(t.Context(), agent("a"), other)
-		if f := want(t, err, fault.RequestIDReused); f.Metadata["name"] != "leases/"+first.Lease.ID.String() {
+		if f := wanted(t, err, fault.RequestIDReused); f.Metadata["name"] != "leases/"+first.Lease.ID.String() {
 			t.Errorf("metadata %v", f.Metadata)
 		}
 		if n := h.memoryOf(role).Calls(plugintest.OpIssue); n != 1 || len(h.leases()) != 1 {
@@ -483,11 +490,11 @@ func TestIssueIsCalledOnce(t *testing.T) {
 }
 
 // again repeats a request that was answered.
-func (h *house) again(t *testing.T, req broker.IssueRequest, first broker.Issued) {
+func (h *house) again(t testing.TB, req broker.IssueRequest, first broker.Issued) {
 	t.Helper()
 	out, err := h.broker.Issue(t.Context(), agent("a"), req)
 	if first.Credential.Chain == nil {
-		f := want(t, err, fault.AlreadyIssued)
+		f := wanted(t, err, fault.AlreadyIssued)
 		if f.Metadata["lease"] != "leases/"+first.Lease.ID.String() {
 			t.Errorf("metadata %v", f.Metadata)
 		}
@@ -501,7 +508,8 @@ func (h *house) again(t *testing.T, req broker.IssueRequest, first broker.Issued
 
 // TestSameRequestAtOnce: rule 13 with many connections. One lease comes of it, and nothing else is alive.
 func TestSameRequestAtOnce(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		req := wish(t, work, role)
 		h.memoryOf(role).Before(plugintest.OpIssue, func(context.Context, plugins.LeaseID) error {
@@ -541,7 +549,8 @@ func TestSameRequestAtOnce(t *testing.T) {
 
 // TestLiveLeasesAreCountedInTheTransaction: many at once get no more than the profile allows.
 func TestLiveLeasesAreCountedInTheTransaction(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		h.memoryOf(role).Before(plugintest.OpIssue, func(context.Context, plugins.LeaseID) error {
 			pass(time.Second)

@@ -17,11 +17,11 @@ import (
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 // programs is how many random programs a run of the tests takes; -rapid.checks beyond it changes nothing.
-const programs = 40
+const programs = 15
 
 // op is one step of a random program. What it does not need is ignored.
 type op struct {
@@ -134,7 +134,7 @@ type model struct {
 	open  map[task.ID]bool
 	given map[lease.ID]given // not asked to end, and not dropped
 
-	mu    sync.Mutex // guards calls
+	mu    sync.Mutex // guards calls, open and given
 	calls map[plugins.LeaseID]int
 }
 
@@ -165,6 +165,8 @@ func (m *model) countIssues() {
 
 // pick returns one of the open tasks.
 func (m *model) pick(o op) (task.Task, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	var open []task.Task
 	for _, t := range m.tasks {
 		if m.open[t.ID] {
@@ -179,7 +181,7 @@ func (m *model) pick(o op) (task.Task, bool) {
 
 func (m *model) memory(o op) *plugintest.Memory { return m.memoryOf(kinds()[o.Pick%len(kinds())]) }
 
-func (m *model) step(o op) {
+func (m *model) step(o op) { //nolint:cyclop // one line a kind
 	switch o.Do {
 	case "declare":
 		if out, err := m.broker.Declare(m.tb.Context(), agent("a"), declaration(newID(m.tb), kinds()...)); err == nil {

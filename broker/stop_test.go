@@ -299,7 +299,7 @@ func TestSuspend(t *testing.T) {
 // wantSuspended fails the test unless agent a is admitted nothing, by memory and by the ledger.
 func (h *house) wantSuspended() {
 	h.tb.Helper()
-	f := want(h.tb, h.broker.Admits(agent("a")), fault.AgentSuspended)
+	f := wanted(h.tb, h.broker.Admits(agent("a")), fault.AgentSuspended)
 	if f.Metadata["since"] == "" {
 		h.tb.Errorf("refused with %+v", f)
 	}
@@ -324,7 +324,8 @@ func (h *house) wantAgentRecords() {
 
 // TestSuspendedWhileIssued: the agent is suspended after its backend has made the credential and before that is committed.
 func TestSuspendedWhileIssued(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		t.Helper()
 		work := h.declare(role)
 		h.memoryOf(role).After(plugintest.OpIssue, func(ctx context.Context, _ plugins.LeaseID) error {

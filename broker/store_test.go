@@ -29,9 +29,9 @@ type store struct {
 
 	mu      sync.Mutex // guards all below
 	plan    map[step][]bool
-	broken  map[step]bool
 	commits int
-	full    bool
+	full    bool // nothing can be written
+	low     bool // it is nearly full
 }
 
 // failNth makes the nth transaction from now on, counted from 1, fail at a step.
@@ -44,21 +44,18 @@ func (s *store) failNth(at step, n int) {
 	s.plan[at] = append(make([]bool, n-1), true)
 }
 
-// fail makes every transaction fail at a step, or lets them pass again.
-func (s *store) fail(at step, yes bool) {
+// fillUp fills the disk, so that no log can be written, or makes room.
+func (s *store) fillUp(yes bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.broken == nil {
-		s.broken = map[step]bool{}
-	}
-	s.broken[at] = yes
+	s.full = yes
 }
 
 // fill fills the disk nearly up, or makes room.
 func (s *store) fill(yes bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.full = yes
+	s.low = yes
 }
 
 // count returns how many transactions were committed since it was last asked.
@@ -74,7 +71,7 @@ func (s *store) count() int {
 func (s *store) hit(at step) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.broken[at] {
+	if s.full && at == atLog {
 		return true
 	}
 	plan := s.plan[at]
@@ -88,7 +85,7 @@ func (s *store) hit(at step) bool {
 func (s *store) FreeBytes() (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.full {
+	if s.low {
 		return 0, nil
 	}
 	return 1 << 40, nil

@@ -21,7 +21,7 @@ import (
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
+	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
 // TestDeclareAgain: the same request returns the same task, in turn or at once; another body is refused.
@@ -113,7 +113,7 @@ func TestDeniedDeclaration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		_, err := h.broker.Declare(t.Context(), agent("a"), declaration(newID(t), "plain", "payroll"))
-		f := want(t, err, fault.RoleOutsideProfile)
+		f := wanted(t, err, fault.RoleOutsideProfile)
 		rec := h.recorded(audit.TaskDenied, "")
 		if len(rec) != 1 || rec[0].Actor.ID != "spiffe://example.org/agent/a" || rec[0].Actor.Method != string(attestor.MethodX509) ||
 			rec[0].Reason != string(fault.RoleOutsideProfile) || rec[0].Profile != "agents" || rec[0].PolicySet == "" ||
@@ -126,7 +126,7 @@ func TestDeniedDeclaration(t *testing.T) {
 }
 
 // TestTasksAreTheirAgentsOwn: nobody else sees or ends a task or a lease; an operator does.
-func TestTasksAreTheirAgentsOwn(t *testing.T) {
+func TestTasksAreTheirAgentsOwn(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		ctx, b := t.Context(), h.broker
@@ -151,11 +151,11 @@ func TestTasksAreTheirAgentsOwn(t *testing.T) {
 		_, err = b.Leases(ctx, other, &byTask, ledger.LeaseFilter{Limit: 5})
 		want(t, err, fault.NotFound)
 		local := broker.Caller{Identity: attestor.Identity{Method: attestor.MethodLocal, Local: attestor.Local{UID: 7}}, Admin: attestor.RoleOperator}
-		if tasks, err := b.Tasks(ctx, local, ledger.TaskFilter{Limit: 5}); err != nil || len(tasks) != 0 {
-			t.Errorf("a local peer owns %+v, %v", tasks, err)
+		if tasks, cause := b.Tasks(ctx, local, ledger.TaskFilter{Limit: 5}); cause != nil || len(tasks) != 0 {
+			t.Errorf("a local peer owns %+v, %v", tasks, cause)
 		}
-		if leases, err := b.Leases(ctx, local, nil, ledger.LeaseFilter{Limit: 5}); err != nil || len(leases) != 0 {
-			t.Errorf("a local peer owns %+v, %v", leases, err)
+		if leases, cause := b.Leases(ctx, local, nil, ledger.LeaseFilter{Limit: 5}); cause != nil || len(leases) != 0 {
+			t.Errorf("a local peer owns %+v, %v", leases, cause)
 		}
 		mine, err := b.Leases(ctx, agent("a"), &byTask, ledger.LeaseFilter{Limit: 5})
 		if err != nil || len(mine) != 1 || mine[0].ID != l.ID {
@@ -209,7 +209,8 @@ func TestWhoIs(t *testing.T) {
 
 // TestRevokeLease ends one credential, says so in the log, and leaves the task open; repeating it changes nothing.
 func TestRevokeLease(t *testing.T) {
-	eachKind(t, kinds(), func(t *testing.T, h *house, role string) {
+	eachKind(t, kinds(), func(h *house, role string) {
+		t := h.tb
 		work := h.declare(role)
 		l := h.issue(work, role).Lease
 		for range 2 {
@@ -259,7 +260,7 @@ func TestWaitsEnd(t *testing.T) {
 }
 
 // TestAbandoned: rule 11. No call and no open watch for the idle timeout, and the task ends with all it was given.
-func TestAbandoned(t *testing.T) {
+func TestAbandoned(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		open := func(name string) task.Task {
@@ -391,7 +392,7 @@ func TestDrain(t *testing.T) {
 			t.Errorf("drained with an issue in flight: %v", err)
 		}
 		_, err := h.try(work, "vault")
-		if f := want(t, err, fault.ShuttingDown); f.RetryAfter == 0 {
+		if f := wanted(t, err, fault.ShuttingDown); f.RetryAfter == 0 {
 			t.Error("the caller is not told to try again")
 		}
 		_, err = h.broker.Declare(t.Context(), agent("a"), declaration(newID(t), "plain"))
@@ -437,14 +438,14 @@ func TestRefusalsAreSummed(t *testing.T) {
 		}
 		pass(time.Minute)
 		_, err := h.broker.Declare(t.Context(), agent("a"), declaration(newID(t), "payroll"))
-		if f := want(t, err, fault.RoleOutsideProfile); f.Metadata["record"] == "" {
+		if f := wanted(t, err, fault.RoleOutsideProfile); f.Metadata["record"] == "" {
 			t.Error("no record of its own after a quiet minute")
 		}
 	})
 }
 
 // TestNoSecretIsStored: no byte of a secret, and no free text, is in the ledger's files or in the log's leaves.
-func TestNoSecretIsStored(t *testing.T) {
+func TestNoSecretIsStored(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		work := h.declare("plain", "horizon", "vault", "static")
@@ -488,7 +489,7 @@ func TestNoSecretIsStored(t *testing.T) {
 }
 
 // TestRecordsTellTheStory: who, why and the outcome of each step of a task, in order.
-func TestRecordsTellTheStory(t *testing.T) {
+func TestRecordsTellTheStory(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
 		work := h.declare("vault")
@@ -503,7 +504,7 @@ func TestRecordsTellTheStory(t *testing.T) {
 			if r.Agent != work.Agent || r.TaskName != work.ShortName {
 				t.Errorf("%s of %+v", r.Event, r)
 			}
-			switch r.Event {
+			switch r.Event { //nolint:exhaustive // the others say nothing more
 			case audit.TaskDeclared:
 				if r.Owner != "platform@example.org" || r.Sponsor != "head@example.org" || r.Manifest == nil || r.PolicySet == "" ||
 					len(r.Policies) == 0 || len(r.Roles) != 1 || r.Request != "request-of-a" || len(r.Hashes) == 0 || r.NotAfter.IsZero() {
@@ -517,7 +518,6 @@ func TestRecordsTellTheStory(t *testing.T) {
 				if r.Ref != l.PublicRef || r.Proof == nil || r.Actor.ID != "stint" {
 					t.Errorf("ended: %+v", r)
 				}
-			default:
 			}
 		}
 		want := []audit.Event{

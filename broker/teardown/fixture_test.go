@@ -214,8 +214,8 @@ func (y *yard) records(event audit.Event) []audit.Record {
 		entries, err := r.Entries(0, 1_000_000, "")
 		for _, e := range entries {
 			var rec audit.Record
-			if err := json.Unmarshal(e.JSON, &rec); err != nil {
-				return err
+			if cause := json.Unmarshal(e.JSON, &rec); cause != nil {
+				return cause
 			}
 			out = append(out, rec)
 		}

@@ -20,7 +20,7 @@ import (
 
 // TestNeverGivesUp: rule 8. A backend that is down for long is asked again and again, never slower than the cap; being
 // stuck is said once, and heals.
-func TestNeverGivesUp(t *testing.T) {
+func TestNeverGivesUp(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	synctest.Test(t, func(t *testing.T) {
 		y := newYard(t)
 		work := y.task(nil)
@@ -93,7 +93,7 @@ func TestReasons(t *testing.T) {
 }
 
 // TestProofs: rule 7. Each kind of end is final with its proof, in the lease, the record, and the task's summary.
-func TestProofs(t *testing.T) {
+func TestProofs(t *testing.T) { //nolint:cyclop // one story, looked at from all sides
 	for proof, state := range map[plugins.Proof]lease.State{
 		plugins.ReadBack: lease.Revoked, plugins.OnCRL: lease.Revoked, plugins.Swept: lease.Revoked,
 		plugins.LostAtBackend: lease.Revoked, plugins.NotIssued: lease.Revoked, plugins.Lapsed: lease.Lapsed,
@@ -237,7 +237,7 @@ func TestLateWorkerWritesNothing(t *testing.T) {
 				l := y.lease(work, "memory/a")
 				var taken lease.Lease
 				y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error {
-					y.update(func(tx *ledger.Tx) error {
+					y.update(func(tx *ledger.Tx) error { //nolint:contextcheck // the other worker has its own
 						from, err := tx.Lease(l.ID)
 						if err != nil {
 							return err
