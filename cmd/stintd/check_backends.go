@@ -63,7 +63,12 @@ func (w *lockedWriter) Write(p []byte) (int, error) {
 
 // askBackends lets each backend that can look at its own set-up, all at once.
 func askBackends(ctx context.Context, set resource.Set, backends map[string]plugins.Backend, o checkOptions) []plugins.Finding {
-	tokens, params, found := o.extras(set, backends)
+	tokens, err := o.tokensByBackend(backends)
+	params, err2 := o.paramsByRole(set)
+	var found []plugins.Finding
+	if err = errors.Join(err, err2); err != nil {
+		found = faultsOf("flags", err)
+	}
 	o.progress = &lockedWriter{out: o.progress}
 	roles := map[string][]resource.Role{}
 	for _, r := range set.Roles() {
@@ -137,19 +142,20 @@ func (q question) probe(ctx context.Context, p prober, role resource.Role) []plu
 	return p.Probe(ctx, role.Plugin, values)
 }
 
-// extras reads the flags that name backends and roles. What is wrong with one is a finding.
-func (o checkOptions) extras(set resource.Set, backends map[string]plugins.Backend) (map[string]secret.Value, map[string]map[string]string, []plugins.Finding) {
-	tokens, params := map[string]secret.Value{}, map[string]map[string]string{}
+// tokensByBackend reads the flags --vault-token-file. A file without a backend is for all.
+func (o checkOptions) tokensByBackend(backends map[string]plugins.Backend) (map[string]secret.Value, error) {
+	tokens := map[string]secret.Value{}
 	var faults []error
 	for _, flag := range o.tokens {
 		name, file, named := strings.Cut(flag, "=")
 		if !named {
-			name, file = "", flag
+			file = flag
+		}
+		if _, known := backends[name]; named && !known {
+			faults = append(faults, fmt.Errorf("--vault-token-file: backend %s is not configured", name))
+			continue
 		}
 		token, err := loadToken(file)
-		if _, known := backends[name]; err == nil && named && !known {
-			err = fmt.Errorf("--vault-token-file: backend %s is not configured", name)
-		}
 		if err != nil {
 			faults = append(faults, err)
 			continue
@@ -160,6 +166,13 @@ func (o checkOptions) extras(set resource.Set, backends map[string]plugins.Backe
 			}
 		}
 	}
+	return tokens, errors.Join(faults...)
+}
+
+// paramsByRole reads the flags --param.
+func (o checkOptions) paramsByRole(set resource.Set) (map[string]map[string]string, error) {
+	params := map[string]map[string]string{}
+	var faults []error
 	for _, flag := range o.params {
 		key, value, ok := strings.Cut(flag, "=")
 		role, param, dotted := strings.Cut(key, ".")
@@ -172,10 +185,7 @@ func (o checkOptions) extras(set resource.Set, backends map[string]plugins.Backe
 		}
 		params[role][param] = value
 	}
-	if len(faults) == 0 {
-		return tokens, params, nil
-	}
-	return tokens, params, faultsOf("flags", errors.Join(faults...))
+	return params, errors.Join(faults...)
 }
 
 // loadToken reads a token from a file that only its owner can read.

@@ -166,21 +166,21 @@ func TestSetupVaultOtherLogins(t *testing.T) {
 	}
 	id, _ := answer.Data["secret_id"].(string)
 	write(t, secretID, id)
-	if code, found := check(t, s.dir, s.file("stint.hcl"), "--vault-token-file", checkToken(t, f)); code != 0 {
-		t.Errorf("check exits with %d: %+v", code, found)
+	if status, found := check(t, s.dir, s.file("stint.hcl"), "--vault-token-file", checkToken(t, f)); status != 0 {
+		t.Errorf("check exits with %d: %+v", status, found)
 	}
 
 	text := string(read(t, s.file("stint.hcl")))
 	two := s.file("two.hcl")
 	write(t, two, text+strings.Replace(vaultBackend(server, `auth "token" { file = "/run/it's/token" }`), `"main"`, `"other"`, 1))
-	if code, _, errs := run(t, s.dir, "setup", "vault", "--config", two); code != exitUsage || !strings.Contains(errs, "--backend vault/main, or vault/other") {
+	if code, _, errs = run(t, s.dir, "setup", "vault", "--config", two); code != exitUsage || !strings.Contains(errs, "--backend vault/main, or vault/other") {
 		t.Errorf("setup of two Vaults exits with %d: %s", code, errs)
 	}
 	code, script, errs = run(t, s.dir, "setup", "vault", "--config", two, "--backend", "vault/other")
 	if code != 0 || !strings.Contains(script, `-policy=stint -period=1h -field=token > '/run/it'\''s/token'`) {
 		t.Errorf("setup of a login by token exits with %d: %s%s", code, script, errs)
 	}
-	if code, _, errs := run(t, s.dir, "setup", "vault", "--config", two, "--backend", "vault/none"); code != exitUsage || !strings.Contains(errs, "vault/none") {
+	if code, _, errs = run(t, s.dir, "setup", "vault", "--config", two, "--backend", "vault/none"); code != exitUsage || !strings.Contains(errs, "vault/none") {
 		t.Errorf("setup of no Vault exits with %d: %s", code, errs)
 	}
 }
@@ -195,7 +195,7 @@ func TestSetupSPIRE(t *testing.T) {
 	}
 	fake := filepath.Join(bin, "spire-server")
 	write(t, fake, "#!/bin/sh\nfor word in \"$@\"; do printf '%s\\n' \"$word\"; done\n")
-	if err := os.Chmod(fake, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.Chmod(fake, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	s := newSite(t, "identity {\n  workload_api = \"unix:///none.sock\"\n  trust_domains = [\"example.org\", \"partner.org\"]\n}\n", embeddedCA, catalog(limits{}, certRole))

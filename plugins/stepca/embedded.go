@@ -105,7 +105,7 @@ func (e *embedded) check(context.Context, []plugins.Role) []plugins.Finding {
 		return nil
 	}
 	return []plugins.Finding{{
-		Severity: plugins.Weakens, Subject: "issuing CA",
+		Severity: plugins.Weakens, Code: "ca-ends", Subject: "issuing CA",
 		Problem: "it ends at " + end.UTC().Format(time.RFC3339) + "; nothing is signed beyond that",
 		Remedy:  "set issuer_cert and issuer_key to a new CA, or remove " + e.settings.Embedded.DataDir + " to have one made",
 	}}

@@ -43,6 +43,7 @@ func provisionersOf(t *testing.T, config map[string]any) []any {
 // TestCheckFindsPlantedFaults starts a step-ca with one fault each, and expects check, and what --probe adds, to find
 // exactly that. What the probe left is on the CRL or was never renewed.
 func TestCheckFindsPlantedFaults(t *testing.T) {
+	t.Parallel()
 	claim := func(key string, value any) func(*testing.T, map[string]any) {
 		return func(t *testing.T, config map[string]any) { t.Helper(); claimsOf(t, config)[key] = value }
 	}

@@ -16,8 +16,13 @@ const (
 	// PostgreSQLRevocation ends a user and the sessions that it has open.
 	PostgreSQLRevocation = `ALTER ROLE "{{name}}" NOLOGIN; ` +
 		`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; DROP ROLE IF EXISTS "{{name}}";`
-	// MySQLRevocation does the same with the procedure stint_end_sessions, since KILL takes no query.
-	MySQLRevocation = `ALTER USER '{{name}}'@'%' ACCOUNT LOCK; CALL mysql.stint_end_sessions('{{name}}'); DROP USER IF EXISTS '{{name}}'@'%';`
+	// MySQLEvent drops a user by MySQL's own clock, which knows no VALID UNTIL. It follows CREATE USER.
+	MySQLEvent = "CREATE EVENT stint.`{{name}}` ON SCHEDULE AT CONVERT_TZ(LEFT('{{expiration}}', 19), " +
+		"CONCAT(SUBSTR('{{expiration}}', 20, 3), ':', SUBSTR('{{expiration}}', 23, 2)), @@session.time_zone) " +
+		"DO DROP USER IF EXISTS '{{name}}'@'%';"
+	// MySQLRevocation ends a user and its sessions, with a procedure of docs/databases.md, since KILL takes no query.
+	MySQLRevocation = `ALTER USER '{{name}}'@'%' ACCOUNT LOCK; CALL stint.end_sessions('{{name}}'); DROP USER IF EXISTS '{{name}}'@'%'; ` +
+		"DROP EVENT IF EXISTS stint.`{{name}}`;"
 )
 
 // existing reads an engine's role and reports one that is not there.
@@ -103,20 +108,29 @@ func (c *roleChecker) database(path string) {
 	}
 	c.engineMax(path, reply)
 	creation, revocation := statements(reply, "creation_statements"), statements(reply, "revocation_statements")
-	switch databaseKind(creation) {
+	upper := strings.ToUpper(creation)
+	ends := strings.Contains(creation, "{{expiration}}")
+	switch databaseKind(upper) {
 	case "postgresql":
-		if !strings.Contains(creation, "{{expiration}}") || !strings.Contains(strings.ToUpper(creation), "VALID UNTIL") {
-			c.breaks("database-no-end", c.subject, "the creation statements of "+path+" set no end: a user that vault loses lives on",
-				"add to CREATE ROLE: "+PostgreSQLValidUntil)
+		if !ends || !strings.Contains(upper, "VALID UNTIL") {
+			c.lives(path, "add to CREATE ROLE: "+PostgreSQLValidUntil)
 		}
 		if !strings.Contains(revocation, "pg_terminate_backend") {
 			c.sessions(path, PostgreSQLRevocation)
 		}
 	case "mysql":
+		if !ends || !strings.Contains(upper, "CREATE EVENT") {
+			c.lives(path, "add after CREATE USER: "+MySQLEvent)
+		}
 		if text := strings.ToUpper(revocation); !strings.Contains(text, "KILL") && !strings.Contains(text, "CALL ") {
 			c.sessions(path, MySQLRevocation)
 		}
 	}
+}
+
+func (c *roleChecker) lives(path, remedy string) {
+	c.breaks("database-no-end", c.subject, "the creation statements of "+path+" set no end: a user that vault loses lives on",
+		remedy+" (docs/databases.md)")
 }
 
 func (c *roleChecker) sessions(path, remedy string) {
@@ -130,13 +144,12 @@ func statements(reply *rest.Reply, key string) string {
 	return strings.Join(list, "; ")
 }
 
-// databaseKind tells the two families of SQL apart by how they name a user; "" for others.
-func databaseKind(creation string) string {
-	text := strings.ToUpper(creation)
+// databaseKind tells the two families of SQL apart by how they name a user, in upper case; "" for others.
+func databaseKind(upper string) string {
 	switch {
-	case strings.Contains(text, "CREATE USER '{{NAME}}'@"), strings.Contains(text, "CREATE USER '{{USERNAME}}'@"):
+	case strings.Contains(upper, "CREATE USER '{{NAME}}'@"), strings.Contains(upper, "CREATE USER '{{USERNAME}}'@"):
 		return "mysql"
-	case strings.Contains(text, "CREATE ROLE"), strings.Contains(text, `CREATE USER "{{NAME}}"`):
+	case strings.Contains(upper, "CREATE ROLE"), strings.Contains(upper, `CREATE USER "{{NAME}}"`):
 		return "postgresql"
 	}
 	return ""

@@ -139,6 +139,7 @@ func (c checked) creates(creation, revocation []string) misdeed {
 const (
 	databasePath = "database/roles/stint-orders-ro"
 	pkiPath      = "pki/roles/stint-internal"
+	mysqlUser    = `CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}'; `
 )
 
 func (m misdeed) breaks(code, remedy string) misdeed {
@@ -238,7 +239,8 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 			weakens("engine-max-ttl", "vault secrets tune -max-lease-ttl=1h0m0s database/").of(dbRole),
 		"sessions go on":     c.creates([]string{vaulttest.CreatesUser}, nil).weakens("database-sessions", "pg_terminate_backend"),
 		"users without end":  c.creates([]string{`CREATE ROLE "{{name}}" LOGIN;`}, []string{vaulttest.EndsSessions}).breaks("database-no-end", "VALID UNTIL"),
-		"mysql sessions":     c.creates([]string{`CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}';`}, nil).weakens("database-sessions", "mysql.stint_end_sessions"),
+		"mysql sessions":     c.creates([]string{mysqlUser + vault.MySQLEvent}, []string{`DROP USER '{{name}}'@'%';`}).weakens("database-sessions", "CALL stint.end_sessions"),
+		"mysql without end":  c.creates([]string{mysqlUser}, []string{vault.MySQLRevocation}).breaks("database-no-end", "CREATE EVENT stint."),
 		"no lease":           c.writes(pkiPath, pki(map[string]any{"generate_lease": false}), pki(nil)).breaks("pki-no-lease", "generate_lease=true").of(certRole),
 		"nothing stored":     c.writes(pkiPath, pki(map[string]any{"generate_lease": false, "no_store": true}), pki(nil)).breaks("pki-no-store", "no_store=false").of(certRole),
 		"certificates short": c.writes(pkiPath, pki(map[string]any{"max_ttl": "10m"}), pki(nil)).weakens("engine-max-ttl", "max_ttl=1h").of(certRole),
@@ -388,5 +390,21 @@ func TestRunSurvivesAnOutage(t *testing.T) {
 	stop()
 	if err := <-done; err != nil {
 		t.Errorf("Run returned %v", err)
+	}
+}
+
+// TestStatementsAreDocumented holds docs/databases.md to the statements that findings print.
+func TestStatementsAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/databases.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{vault.PostgreSQLValidUntil, vault.PostgreSQLRevocation, vault.MySQLEvent, vault.MySQLRevocation, vaulttest.CreatesUser} {
+		if !strings.Contains(string(page), statement) {
+			t.Errorf("docs/databases.md does not have %s", statement)
+		}
+	}
+	if vault.PostgreSQLRevocation != vaulttest.EndsSessions {
+		t.Error("what findings print is not what the tests revoke with")
 	}
 }

@@ -1,7 +1,6 @@
 package vault_test
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -61,7 +60,7 @@ type watch struct {
 	what  string
 	end   time.Time // the credential's
 	slack time.Duration
-	alive func(ctx context.Context) bool
+	alive func() bool
 }
 
 // goneInTime waits until everything is gone, and expects each within its slack.
@@ -73,7 +72,7 @@ func goneInTime(t *testing.T, watches ...watch) {
 		watches = slices.DeleteFunc(watches, func(w watch) bool {
 			late := time.Since(w.end)
 			switch {
-			case w.alive(t.Context()) && late < w.slack:
+			case w.alive() && late < w.slack:
 				return false
 			case late < w.slack:
 				t.Logf("%s is gone %s after the credential's end; stated is at most %s", w.what, late.Round(time.Millisecond), w.slack)
@@ -87,16 +86,18 @@ func goneInTime(t *testing.T, watches ...watch) {
 }
 
 // leaseAlive asks Vault's own books.
-func leaseAlive(f *vaulttest.Fixture, path string) func(context.Context) bool {
-	return func(ctx context.Context) bool {
-		answer, err := f.Root.Logical().ListWithContext(ctx, "sys/leases/lookup/"+path)
+func leaseAlive(t *testing.T, f *vaulttest.Fixture, path string) func() bool {
+	t.Helper()
+	return func() bool {
+		answer, err := f.Root.Logical().ListWithContext(t.Context(), "sys/leases/lookup/"+path)
 		return err != nil || answer != nil
 	}
 }
 
-func tokenAlive(f *vaulttest.Fixture, accessor string) func(context.Context) bool {
-	return func(ctx context.Context) bool {
-		_, err := f.Root.Auth().Token().LookupAccessorWithContext(ctx, accessor)
+func tokenAlive(t *testing.T, f *vaulttest.Fixture, accessor string) func() bool {
+	t.Helper()
+	return func() bool {
+		_, err := f.Root.Auth().Token().LookupAccessorWithContext(t.Context(), accessor)
 		return err == nil || !strings.Contains(err.Error(), "invalid accessor")
 	}
 }
@@ -104,7 +105,7 @@ func tokenAlive(f *vaulttest.Fixture, accessor string) func(context.Context) boo
 // token watches a credential's own token, which lives for the horizon longer.
 func (a abandoned) token(t *testing.T, what string, handle plugins.Handle, end time.Time) watch {
 	t.Helper()
-	return watch{what + "'s token", end, horizon + leaseSlack, tokenAlive(a.f, accessor(t, a.f, handle))}
+	return watch{what + "'s token", end, horizon + leaseSlack, tokenAlive(t, a.f, accessor(t, a.f, handle))}
 }
 
 // certificateEnd returns the NotAfter of a certificate of pki.
@@ -153,12 +154,12 @@ func TestDeadMansSwitch(t *testing.T) {
 
 	goneInTime(
 		t,
-		watch{"the one-time password's lease", otp.NotAfter, leaseSlack, leaseAlive(a.f, "ssh/creds/stint-otp")},
+		watch{"the one-time password's lease", otp.NotAfter, leaseSlack, leaseAlive(t, a.f, "ssh/creds/stint-otp")},
 		a.token(t, "the one-time password", otpHeld.Handle, otp.NotAfter),
-		watch{"the certificate's lease", cert.NotAfter, leaseSlack, leaseAlive(a.f, "pki/issue/stint-internal")},
+		watch{"the certificate's lease", cert.NotAfter, leaseSlack, leaseAlive(t, a.f, "pki/issue/stint-internal")},
 		a.token(t, "the certificate", certHeld.Handle, cert.NotAfter),
-		watch{"the database user's lease", db.NotAfter, leaseSlack, leaseAlive(a.f, "database/creds/stint-orders-ro")},
-		watch{"the database user", db.NotAfter, leaseSlack, func(context.Context) bool { return vaulttest.Users(t, super, user) > 0 }},
+		watch{"the database user's lease", db.NotAfter, leaseSlack, leaseAlive(t, a.f, "database/creds/stint-orders-ro")},
+		watch{"the database user", db.NotAfter, leaseSlack, func() bool { return vaulttest.Users(t, super, user) > 0 }},
 		a.token(t, "the database user", dbHeld.Handle, db.NotAfter),
 		a.token(t, "the stored value", valueHeld.Handle, stored.NotAfter),
 		a.token(t, "nobody", prepared.Handle, unused.NotAfter),
@@ -179,21 +180,21 @@ func TestDeadMansSwitchWithoutVault(t *testing.T) {
 	t.Parallel()
 	cred, _ := issue(t, a.b, request(role, 5*time.Second, nil))
 	user, password := field(t, cred, "username"), field(t, cred, "password")
-	letIn := func(ctx context.Context) bool {
-		conn, err := pgx.Connect(ctx, a.pg.DSN(user, password, "postgres"))
+	letIn := func() bool {
+		conn, err := pgx.Connect(t.Context(), a.pg.DSN(user, password, "postgres"))
 		if err == nil {
-			_ = conn.Close(ctx) // it was let in
+			_ = conn.Close(t.Context()) // it was let in
 		}
 		return err == nil
 	}
 	a.f.Server.Kill(t)
-	if !letIn(t.Context()) {
+	if !letIn() {
 		t.Fatal("the user cannot log in before its end")
 	}
 	goneInTime(t, watch{"the login", cred.NotAfter, databaseSlack, letIn})
 	super := vaulttest.Connect(t, a.pg.SuperDSN("postgres"))
-	there := func(context.Context) bool { return vaulttest.Users(t, super, user) > 0 }
-	if !there(t.Context()) {
+	there := func() bool { return vaulttest.Users(t, super, user) > 0 }
+	if !there() {
 		t.Error("somebody else removed the user")
 	}
 	a.f.Server.Restart(t)

@@ -53,7 +53,7 @@ func (b *Backend) SetupScript(o SetupOptions, roles []plugins.Role) (string, err
 // script collects lines of a shell script.
 type script struct{ strings.Builder }
 
-func (s *script) line(text string) { s.WriteString(text + "\n") }
+func (s *script) line(text string) { fmt.Fprintln(s, text) }
 
 // write writes a path of Vault; path and settings are taken literally.
 func (s *script) write(path string, settings ...string) {

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestFindingsAreDocumented holds docs/check.md to every code in the source.
+func TestFindingsAreDocumented(t *testing.T) {
+	t.Parallel()
+	said := regexp.MustCompile(`(?:Code: |f\.Code = |code = |unreachable\(|breaks\(|weakens\(|broken\(|weak\(|faultsOf\()"([a-z]+(?:-[a-z]+)*)"`)
+	doc := string(read(t, "../../docs/check.md"))
+	codes := map[string]bool{}
+	for _, pattern := range []string{"../../plugins/vault/*.go", "../../plugins/stepca/*.go", "check*.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			for _, m := range said.FindAllStringSubmatch(string(read(t, file)), -1) {
+				codes[m[1]] = true
+				if !strings.Contains(doc, "`"+m[1]+"`") {
+					t.Errorf("docs/check.md does not name %s of %s", m[1], file)
+				}
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile("(?m)^\\| (`[a-z-]+`(?:, `[a-z-]+`)*) \\| (?:error|warning)").FindAllStringSubmatch(doc, -1) {
+		for name := range strings.SplitSeq(m[1], ", ") {
+			if !codes[strings.Trim(name, "`")] {
+				t.Errorf("docs/check.md names %s, which nothing finds", name)
+			}
+		}
+	}
+}
