@@ -89,7 +89,7 @@ func TestVaultFails(t *testing.T) {
 	if n := len(f.Leases(t, "database/creds/stint-orders-ro")) + len(f.Leases(t, "database/creds/stint-slow")); n != 0 {
 		t.Errorf("Vault has %d leases left", n)
 	}
-	if n := roleTokens(t, f); n != 0 {
+	if n := len(tokens(t, f)); n != 0 {
 		t.Errorf("Vault has %d tokens of credentials left", n)
 	}
 }

@@ -241,20 +241,26 @@ func (s *site) unfinished(tb testing.TB) error {
 	return fmt.Errorf("open:%s: %w", out.String(), errNotYet)
 }
 
-// roleTokens counts the tokens that were made through Stint's token role and are alive.
-func roleTokens(tb testing.TB, f *vaulttest.Fixture) int {
+// tokens returns the accessors of the tokens that were made through Stint's token role and are alive, with the time that
+// each has left.
+func tokens(tb testing.TB, f *vaulttest.Fixture) map[string]time.Duration {
 	tb.Helper()
-	n := 0
+	out := map[string]time.Duration{}
 	for _, accessor := range f.Accessors(tb) {
 		answer, err := f.Root.Auth().Token().LookupAccessorWithContext(tb.Context(), accessor)
 		if err != nil {
 			continue // it ended meanwhile
 		}
-		if path, ok := answer.Data["path"].(string); ok && strings.HasPrefix(path, "auth/token/create/") {
-			n++
+		path, _ := answer.Data["path"].(string)
+		left, err := answer.TokenTTL()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if strings.HasPrefix(path, "auth/token/create/") {
+			out[accessor] = left
 		}
 	}
-	return n
+	return out
 }
 
 // users counts database users whose names fit.
