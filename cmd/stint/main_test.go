@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 //	end WHY           closes the newest task from outside: STOPPED, ABANDONED, …
 //	suspend           suspends the agent, which closes its tasks
 //	hold, release     keep tasks CLOSING, and let them close
+//	stray USER        makes a credential at the backend that the broker has not issued
 //	await-task STATE  waits until the newest task is in a state
 //	await-file FILE [TEXT]  waits until a file exists and holds a text
 //	await-calls METHOD N  waits until a method was called so often
@@ -53,6 +54,7 @@ func TestScripts(t *testing.T) {
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"end":        func(ts *testscript.TestScript, _ bool, args []string) { end(t, ts, b, args) },
 					"suspend":    func(*testscript.TestScript, bool, []string) { b.Suspend() },
+					"stray":      func(_ *testscript.TestScript, _ bool, args []string) { b.Stray(args[0]) },
 					"hold":       func(*testscript.TestScript, bool, []string) { b.HoldTeardown() },
 					"release":    func(*testscript.TestScript, bool, []string) { b.ReleaseTeardown() },
 					"await-task": func(ts *testscript.TestScript, _ bool, args []string) { awaitTask(ts, b, args) },

@@ -59,6 +59,7 @@ type Broker struct {
 	leases    []*stintv1.Lease
 	resources []*stintv1.Resource
 	agents    map[string]*stintv1.Agent // whose state somebody has set
+	strays    []string                  // database users of no lease
 	changed   chan struct{}             // closed at every change
 	hold      bool
 	receipt   []byte

@@ -27,6 +27,7 @@ const (
 	codeEnded       = 6
 	codeUnavailable = 7
 	codeUnproven    = 8 // something stopped is not proven to have ended
+	codeStray       = 9 // something is alive at a backend that should not be
 )
 
 // failure is an error with what the command knows beyond it.
