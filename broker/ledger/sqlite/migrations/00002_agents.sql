@@ -9,3 +9,7 @@ CREATE TABLE agents (
   record  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX agents_state ON agents (state, id);
+
+-- What is alive by ID, so that a page of it is read without sorting all of it: the kill switch reads page after page.
+CREATE INDEX tasks_alive ON tasks (id) WHERE due IS NOT NULL;
+CREATE INDEX leases_alive ON leases (id) WHERE due IS NOT NULL;
