@@ -28,7 +28,7 @@ func TestCrashChild(t *testing.T) {
 	memory := plugintest.NewMemory(plugintest.MemoryConfig{Horizon: horizon})
 	held := &remote{Memory: memory, client: client}
 	vault := &remoteVault{remote: &remote{Memory: memory, client: client, vault: true}}
-	h := &house{tb: t, dir: dir, meter: newMeter(), plain: plugintest.NewMemory(plugintest.MemoryConfig{})}
+	h := &house{tb: t, dir: dir, kind: os.Getenv(crashKind), meter: newMeter(), plain: plugintest.NewMemory(plugintest.MemoryConfig{})}
 	h.backends = map[string]plugins.Backend{"memory/plain": h.plain, "memory/horizon": held, "memory/vault": vault}
 	var err error
 	if h.key, err = audit.LoadKey(filepath.Join(dir, "key")); err != nil {

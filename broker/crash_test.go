@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -26,8 +25,9 @@ import (
 )
 
 const (
-	// crashDir and crashAddr tell the child where its ledger and its backends are.
+	// crashDir, crashKind and crashAddr tell the child where its ledger is, of which kind, and where its backends are.
 	crashDir  = "STINT_BROKER_CRASH_DIR"
+	crashKind = "STINT_BROKER_CRASH_KIND"
 	crashAddr = "STINT_BROKER_CRASH_ADDR"
 )
 
@@ -62,13 +62,27 @@ func TestStepsAreComplete(t *testing.T) {
 }
 
 // TestCrash kills a process with SIGKILL at every step of declaring, issuing and ending, and around its commits, and
-// starts again on its ledger. What was handed out is in the ledger and its log; what is alive at a backend is in the
-// ledger, and is gone in the end.
+// starts again on its ledger, of each kind of store. What was handed out is in the ledger and its log; what is alive at a
+// backend is in the ledger, and is gone in the end.
 func TestCrash(t *testing.T) {
-	child := sync.OnceValue(func() string { return buildChild(t) })
+	child := buildChild(t)
+	for kind := range stores() {
+		t.Run(kind, func(t *testing.T) { crashEverywhere(t, child, kind) })
+	}
+}
+
+// crashPoint is where a process dies: at the nth hit of a step.
+type crashPoint struct {
+	kind string // of store
+	step string
+	n    int
+}
+
+func crashEverywhere(t *testing.T, child, kind string) {
+	t.Helper()
 	for _, step := range failpoint.Steps() {
 		for n := 1; n <= 3; n++ {
-			if !crashAt(t, child(), step, n) {
+			if !crashAt(t, child, crashPoint{kind, step, n}) {
 				if n == 1 {
 					t.Errorf("no process came to %s", step)
 				}
@@ -77,8 +91,8 @@ func TestCrash(t *testing.T) {
 		}
 	}
 	for _, n := range []int{3, 4, 5, 8, 13, 21} {
-		crashAt(t, child(), "ledger.commit", n)
-		crashAt(t, child(), "ledger.committed", n)
+		crashAt(t, child, crashPoint{kind, "ledger.commit", n})
+		crashAt(t, child, crashPoint{kind, "ledger.committed", n})
 	}
 }
 
@@ -93,10 +107,10 @@ func buildChild(t *testing.T) string {
 	return name
 }
 
-// crashAt kills one process at the nth hit of a step and checks what is left. It returns false where it came to no kill.
-func crashAt(t *testing.T, child, step string, n int) (killed bool) {
+// crashAt kills one process and checks what is left. It returns false where it came to no kill.
+func crashAt(t *testing.T, child string, at crashPoint) (killed bool) {
 	t.Helper()
-	t.Run(fmt.Sprintf("%s:%d", step, n), func(t *testing.T) {
+	t.Run(fmt.Sprintf("%s:%d", at.step, at.n), func(t *testing.T) {
 		inv := &inventory{
 			horizon: plugintest.NewMemory(plugintest.MemoryConfig{Horizon: horizon}),
 			vault:   plugintest.NewPreparing(plugintest.MemoryConfig{Horizon: horizon}),
@@ -107,7 +121,8 @@ func crashAt(t *testing.T, child, step string, n int) (killed bool) {
 			t.Fatal(err)
 		}
 		cmd := exec.CommandContext(t.Context(), child, "-test.run=^TestCrashChild$", "-test.timeout=60s")
-		cmd.Env = append(os.Environ(), crashDir+"="+dir, crashAddr+"="+inv.serve(t), fmt.Sprintf("STINT_FAILPOINT=%s:kill:%d", step, n))
+		cmd.Env = append(os.Environ(), crashDir+"="+dir, crashAddr+"="+inv.serve(t), crashKind+"="+at.kind,
+			fmt.Sprintf("STINT_FAILPOINT=%s:kill:%d", at.step, at.n))
 		out, err := cmd.Output()
 		exit, ended := errors.AsType[*exec.ExitError](err)
 		status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
@@ -119,7 +134,7 @@ func crashAt(t *testing.T, child, step string, n int) (killed bool) {
 		synctest.Test(t, func(t *testing.T) {
 			pass(time.Until(now)) // a bubble's clock begins long before the child's
 			h := &house{
-				tb: t, dir: dir, key: key, meter: newMeter(), horizon: inv.horizon, vault: inv.vault,
+				tb: t, dir: dir, kind: at.kind, key: key, meter: newMeter(), horizon: inv.horizon, vault: inv.vault,
 				plain: plugintest.NewMemory(plugintest.MemoryConfig{}), // as an embedded CA's: gone with the process
 			}
 			h.backends = map[string]plugins.Backend{"memory/plain": h.plain, "memory/horizon": h.horizon, "memory/vault": h.vault}

@@ -18,7 +18,6 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
-	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/broker/teardown"
@@ -96,6 +95,8 @@ type house struct {
 	vault          *plugintest.Preparing
 	backends       map[string]plugins.Backend
 	meter          *meter
+	kind           string // of store; "" is firstStore
+	lies           lies   // what the store lies about; nil is nothing
 
 	store   *store
 	ledger  *ledger.Ledger
@@ -108,6 +109,12 @@ type house struct {
 // newHouse starts a house until the test ends; in the end it verifies its log.
 func newHouse(tb testing.TB) *house {
 	tb.Helper()
+	return newHouseWith(tb, mutant{})
+}
+
+// newHouseWith starts a house with a deliberate bug.
+func newHouseWith(tb testing.TB, bug mutant) *house {
+	tb.Helper()
 	h := &house{
 		tb: tb, dir: tb.TempDir(), meter: newMeter(),
 		plain:   plugintest.NewMemory(plugintest.MemoryConfig{}),
@@ -115,6 +122,9 @@ func newHouse(tb testing.TB) *house {
 		vault:   plugintest.NewPreparing(plugintest.MemoryConfig{Horizon: horizon}),
 	}
 	h.backends = map[string]plugins.Backend{"memory/plain": h.plain, "memory/horizon": h.horizon, "memory/vault": h.vault}
+	if bug.plant != nil {
+		bug.plant(h)
+	}
 	var err error
 	if h.key, err = audit.CreateKey(filepath.Join(h.dir, "key"), "example.org/audit"); err != nil {
 		tb.Fatal(err)
@@ -134,11 +144,14 @@ func newHouse(tb testing.TB) *house {
 func (h *house) start() {
 	h.tb.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.tb.Context()))
-	inner, err := sqlite.Open(ctx, filepath.Join(h.dir, "data"))
+	if h.kind == "" {
+		h.kind = firstStore
+	}
+	inner, err := stores()[h.kind](ctx, filepath.Join(h.dir, "data"))
 	if err != nil {
 		h.tb.Fatal(err)
 	}
-	h.store = &store{Store: inner}
+	h.store = &store{Store: inner, lies: h.lies}
 	h.ledger, err = ledger.Open(ctx, ledger.Config{
 		Store: h.store, Signer: h.key.Signer, Verifier: h.key.Verifier, Origin: h.key.Signer.Name(),
 		StopIssuingBelow: 1, FreeBytes: h.store.FreeBytes,

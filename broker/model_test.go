@@ -36,30 +36,32 @@ func ops() *rapid.Generator[[]op] {
 		return op{
 			Do: rapid.SampledFrom([]string{
 				"declare", "declare", "issue", "issue", "issue", "issue", "issue", "issue", "issue", "lose", "hang", "late", "refuse", "revoke", "complete", "race",
-				"pass", "pass", "drop", "break", "heal", "disk", "unknown", "restart",
+				"overtake", "pass", "pass", "drop", "break", "heal", "disk", "unknown", "restart", "crash", "crash",
 			}).Draw(rt, "do"),
 			Pick:    rapid.IntRange(0, 20).Draw(rt, "pick"),
 			Role:    rapid.SampledFrom(kinds()).Draw(rt, "role"),
-			Seconds: rapid.SampledFrom([]int{1, 5, 30, 120, 400}).Draw(rt, "seconds"),
+			Seconds: rapid.SampledFrom([]int{1, 5, 20, 100}).Draw(rt, "seconds"),
 		}
-	}), 25, 80)
+	}), 100, 140)
 }
 
 // TestModel runs random programs of agents, faults and restarts against a small model: what was handed out and not asked
 // to end works until its own end; what was ended does not; nothing is alive that the ledger does not hold as open; and in
-// the end, with everything healed, everything is gone, and the log verifies.
+// the end, with everything healed, everything is gone, and the log verifies. It runs modelSteps steps.
 func TestModel(t *testing.T) {
 	ran, failed := 0, false
 	rapid.Check(t, func(rt *rapid.T) {
 		program := ops().Draw(rt, "program")
-		if ran++; ran > programs && !failed {
+		if ran >= modelSteps && !failed {
 			return
 		}
-		if failures := runProgram(t, program); len(failures) > 0 {
+		ran += len(program)
+		if failures := runProgram(t, program, mutant{}); len(failures) > 0 {
 			failed = true
 			rt.Fatalf("%v", failures)
 		}
 	})
+	t.Logf("%d steps", ran)
 }
 
 // judge is a testing.TB that remembers failures, so that rapid can look for a smaller program.
@@ -82,6 +84,12 @@ func (j *judge) note(s string) {
 	j.failures = append(j.failures, s)
 }
 
+func (j *judge) failed() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.failures) > 0
+}
+
 func (j *judge) Errorf(format string, args ...any) { j.note(fmt.Sprintf(format, args...)) }
 func (j *judge) Error(args ...any)                 { j.note(fmt.Sprint(args...)) }
 
@@ -95,7 +103,7 @@ func (j *judge) Fatal(args ...any) {
 }
 
 // runProgram runs one program in a bubble and returns what went wrong.
-func runProgram(t *testing.T, program []op) []string {
+func runProgram(t *testing.T, program []op, bug mutant) []string {
 	t.Helper()
 	var j *judge
 	synctest.Test(t, func(t *testing.T) {
@@ -106,12 +114,15 @@ func runProgram(t *testing.T, program []op) []string {
 			}
 			j.over = true
 		}()
-		m := &model{house: newHouse(j), given: map[lease.ID]given{}}
+		m := &model{house: newHouseWith(j, bug), bug: bug, given: map[lease.ID]given{}}
 		m.countIssues()
 		m.step(op{Do: "declare"})
 		for i, o := range program {
 			m.step(o)
 			synctest.Wait()
+			if j.failed() {
+				return
+			}
 			m.check(fmt.Sprintf("%d %s", i, o.Do))
 		}
 		m.finish()
@@ -130,6 +141,7 @@ type given struct {
 type model struct {
 	*house
 
+	bug   mutant
 	tasks []task.Task
 	open  map[task.ID]bool
 	given map[lease.ID]given // not asked to end, and not dropped
@@ -210,6 +222,10 @@ func (m *model) step(o op) { //nolint:cyclop // one line a kind
 		wg.Go(func() { m.issueOne(o) })
 		wg.Go(func() { m.completeOne(o) })
 		wg.Wait()
+	case "overtake":
+		m.overtake(o)
+	case "crash":
+		m.crash(o)
 	case "pass":
 		pass(time.Duration(o.Seconds) * time.Second)
 	case "drop":
@@ -231,6 +247,40 @@ func (m *model) step(o op) { //nolint:cyclop // one line a kind
 	}
 }
 
+// overtake completes a task while an answer for it is on its way.
+func (m *model) overtake(o op) {
+	memory := m.memoryOf(o.Role)
+	memory.After(plugintest.OpIssue, func(context.Context, plugins.LeaseID) error { pass(2 * time.Second); return nil })
+	defer memory.After(plugintest.OpIssue, nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { m.issueOne(o) })
+	pass(time.Second)
+	wg.Go(func() { m.completeOne(o) })
+	wg.Wait()
+}
+
+// crash ends the process before or after one of its next commits, or at once, in the middle of an issue or a complete,
+// and starts another on its ledger.
+func (m *model) crash(o op) {
+	m.store.die(1+o.Pick%4, o.Seconds%2 == 0)
+	switch o.Pick % 3 {
+	case 0:
+		m.issueOne(o)
+	case 1:
+		m.completeOne(o)
+	case 2:
+		m.revokeOne(o)
+	}
+	m.store.kill()
+	tb := m.tb
+	m.house.tb = deaf{tb} // what a dying process complains of is nobody's concern
+	m.endLoop()
+	m.stop()
+	m.house.tb = tb
+	m.start()
+	m.startLoop()
+}
+
 // late makes an answer come after its call's deadline and within the horizon, where the backend has one.
 func (m *model) late(o op) {
 	memory := m.memoryOf(o.Role)
@@ -246,6 +296,9 @@ func (m *model) issueOne(o op) {
 		return
 	}
 	out, err := m.try(t, o.Role)
+	if m.bug.release != nil {
+		out, err = m.bug.release(m.house, out, err)
+	}
 	if err != nil {
 		if out.Credential.Fields != nil || out.Credential.Chain != nil {
 			m.tb.Errorf("a refusal carries a credential: %v", err)
@@ -316,6 +369,9 @@ func (m *model) check(at string) {
 		if _, seen := closed[l.Task]; !seen {
 			closed[l.Task] = m.task(l.Task).State == task.Closed
 		}
+		if l.State == lease.Active && m.task(l.Task).State != task.Active {
+			m.tb.Errorf("%s: lease %s is ACTIVE, and its task is not", at, l.ID)
+		}
 		if closed[l.Task] && !l.State.Final() {
 			m.tb.Errorf("%s: lease %s of a closed task is %s", at, l.ID, l.State)
 		}
@@ -351,6 +407,7 @@ func (m *model) finish() {
 	for _, t := range m.tasks {
 		m.complete(t)
 	}
+	pass(2 * horizon) // whatever was still on its way has arrived
 	m.gone()
 	if n := m.vault.Tokens(); n != 0 {
 		m.tb.Errorf("%d tokens are left", n)

@@ -23,13 +23,30 @@ const (
 
 var errDisk = errors.New("no space left on device")
 
+// opener opens the store that lives in a directory, made if it is not there.
+type opener func(ctx context.Context, dir string) (ledger.Store, error)
+
+// firstStore is what everything but the crash matrix runs on.
+const firstStore = "sqlite"
+
+// stores are all there are, by name: the crash matrix runs on each.
+func stores() map[string]opener {
+	return map[string]opener{
+		firstStore: func(ctx context.Context, dir string) (ledger.Store, error) { return sqlite.Open(ctx, dir) },
+	}
+}
+
 // store is the real store, whose write transactions a test makes fail.
 type store struct {
-	*sqlite.Store
+	ledger.Store
+
+	lies lies // of every transaction; nil is none
 
 	mu      sync.Mutex // guards all below
 	plan    map[step][]bool
 	commits int
+	dying   []bool // of each commit from now on that counts: whether the process dies before it (false) or after it (true)
+	dead    bool
 	full    bool // nothing can be written
 	low     bool // it is nearly full
 }
@@ -58,6 +75,33 @@ func (s *store) fill(yes bool) {
 	s.low = yes
 }
 
+// die makes the process die at the nth commit from now on, before it or after it. From then on nothing reaches the disk.
+func (s *store) die(n int, after bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dying = make([]bool, n)
+	s.dying[n-1] = after
+}
+
+// kill is die at once.
+func (s *store) kill() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead = true
+}
+
+// dies says whether the process is dead, and at a commit, whether it dies before or after it.
+func (s *store) dies() (before, after bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dead || len(s.dying) == 0 {
+		return s.dead, false
+	}
+	last, then := len(s.dying) == 1, s.dying[0]
+	s.dying, s.dead = s.dying[1:], last
+	return last && !then, last && then
+}
+
 // count returns how many transactions were committed since it was last asked.
 func (s *store) count() int {
 	s.mu.Lock()
@@ -71,7 +115,7 @@ func (s *store) count() int {
 func (s *store) hit(at step) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.full && at == atLog {
+	if s.dead || s.full && at == atLog {
 		return true
 	}
 	plan := s.plan[at]
@@ -96,6 +140,9 @@ func (s *store) Begin(ctx context.Context) (ledger.StoreTx, error) {
 		return nil, errDisk
 	}
 	tx, err := s.Store.Begin(ctx)
+	if s.lies != nil && err == nil {
+		tx = s.lies(tx)
+	}
 	return &storeTx{StoreTx: tx, store: s}, err
 }
 
@@ -124,6 +171,10 @@ func (t *storeTx) Commit() error {
 	if t.store.hit(atCommit) {
 		return errors.Join(errDisk, t.Rollback())
 	}
+	before, after := t.store.dies()
+	if before {
+		return errors.Join(errDisk, t.Rollback())
+	}
 	failpoint.Hit("ledger.commit")
 	if err := t.StoreTx.Commit(); err != nil {
 		return err
@@ -132,7 +183,7 @@ func (t *storeTx) Commit() error {
 	t.store.mu.Lock()
 	t.store.commits++
 	t.store.mu.Unlock()
-	if t.store.hit(atAnswer) {
+	if after || t.store.hit(atAnswer) {
 		return errDisk
 	}
 	return nil
