@@ -66,6 +66,20 @@ func TestPlainProgress(t *testing.T) {
 	}
 }
 
+// On a terminal there is one line, which is gone in the end.
+func TestLiveProgress(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	b := &bar{app: &app{stderr: &out}, live: true}
+	b.show(&stintv1.StopProgress{Leases: 1, Open: 1, Chosen: true})
+	b.show(&stintv1.StopProgress{Leases: 1, Chosen: true, Done: true, ByProof: map[string]int32{"crl": 1}})
+	b.close()
+	lines := strings.Split(out.String(), "\r\x1b[K")
+	if len(lines) != 4 || !strings.HasSuffix(lines[1], "0 of 1 lease ended") || !strings.HasSuffix(lines[2], "1 of 1 lease ended") || lines[3] != "" {
+		t.Errorf("drew %q", out.String())
+	}
+}
+
 func TestStopTable(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
