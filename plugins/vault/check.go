@@ -65,6 +65,11 @@ func (b *Backend) unreachable(code string, err error) plugins.Finding {
 	}
 }
 
+// rewrites is the remedy for a policy that is not as it should be.
+func rewrites(policy string) string {
+	return "stintd setup vault | sh, as an administrator of vault: it writes policy " + policy
+}
+
 // checker collects findings of one CheckWith.
 type checker struct {
 	backend  *Backend
@@ -114,7 +119,7 @@ func (c *checker) notReadable() {
 		return
 	}
 	c.weakens("not-readable", "check", "not looked at, because the token may not read it: "+strings.Join(slices.Sorted(maps.Keys(c.unread)), ", "),
-		"vault token create -orphan -no-default-policy -policy="+CheckPolicy+" -ttl=1h -field=token > TOKEN, "+
+		"(umask 077; vault token create -orphan -no-default-policy -policy="+CheckPolicy+" -ttl=1h -field=token > TOKEN), "+
 			"and --vault-token-file TOKEN; `stintd setup vault` prints the policy")
 }
 

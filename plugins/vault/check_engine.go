@@ -25,6 +25,9 @@ const (
 		"DROP EVENT IF EXISTS stint.`{{name}}`;"
 )
 
+// crlSettings rebuild the CRL of pki on a timer, and a delta every minute.
+const crlSettings = "auto_rebuild=true enable_delta=true delta_rebuild_interval=1m expiry=1h auto_rebuild_grace_period=30m"
+
 // existing reads an engine's role and reports one that is not there.
 func (c *roleChecker) existing(path, how string) *rest.Reply {
 	reply, missing := c.read(path)
@@ -58,10 +61,10 @@ func (c *roleChecker) pki(path string) {
 	}
 	switch {
 	case disabled:
-		c.breaks("pki-crl-off", c.subject, crl+" disables the CRL: nobody learns of a revocation", "vault write "+crl+" disable=false")
+		c.breaks("pki-crl-off", c.subject, crl+" disables the CRL: nobody learns of a revocation", "vault write "+crl+" disable=false "+crlSettings)
 	case !rebuilds:
 		c.weakens("pki-auto-rebuild", c.subject, crl+" has auto_rebuild off: each revocation rebuilds the whole CRL, in seconds once it has thousands of entries",
-			"vault write "+crl+" auto_rebuild=true enable_delta=true delta_rebuild_interval=1m expiry=1h auto_rebuild_grace_period=30m")
+			"vault write "+crl+" "+crlSettings)
 	}
 }
 
@@ -70,15 +73,15 @@ func (c *roleChecker) pkiRole(path string, reply *rest.Reply) {
 	reply.Decode("no_store", &noStore)
 	switch {
 	case noStore:
-		c.breaks("pki-no-store", c.subject, path+" stores no certificates, so none can be revoked", "vault write "+path+" no_store=false generate_lease=true")
+		c.breaks("pki-no-store", c.subject, path+" stores no certificates, so none can be revoked", "vault patch "+path+" no_store=false generate_lease=true")
 	case reply.Decode("generate_lease", &generates) && !generates:
-		c.breaks("pki-no-lease", c.subject, path+" makes certificates without a lease, which stint cannot revoke", "vault write "+path+" generate_lease=true")
+		c.breaks("pki-no-lease", c.subject, path+" makes certificates without a lease, which stint cannot revoke", "vault patch "+path+" generate_lease=true")
 	}
 	if !c.takesTTL() {
 		c.breaks("engine-ttl", c.subject, "leases of pki cannot be cut, and the request does not say how long the certificate may live: what lives too long is refused",
 			`vault: {data: {ttl: "{{ .ttl }}"}} in the role`)
 	}
-	c.engineMax(path, reply)
+	c.engineMax("vault patch "+path, reply)
 }
 
 // takesTTL reports whether the request depends on the TTL.
@@ -92,12 +95,12 @@ func (c *roleChecker) takesTTL() bool {
 	return err != nil || err2 != nil || !reflect.DeepEqual(one, other)
 }
 
-// engineMax is about a role of the engine that ends its leases before Stint's role does.
-func (c *roleChecker) engineMax(path string, reply *rest.Reply) {
+// engineMax is about a role of the engine that ends its leases before Stint's role does. The command changes it.
+func (c *roleChecker) engineMax(change string, reply *rest.Reply) {
 	var limit int64
 	if reply.Decode("max_ttl", &limit) && limit > 0 && seconds(limit) < c.role.MaxTTL {
-		c.weakens("engine-max-ttl", c.subject, fmt.Sprintf("ttl.max is %s, and %s ends every lease after %s", c.role.MaxTTL, path, seconds(limit)),
-			fmt.Sprintf("vault write %s max_ttl=%s …, or ttl: {max: %s} in the role", path, c.role.MaxTTL, seconds(limit)))
+		c.weakens("engine-max-ttl", c.subject, fmt.Sprintf("ttl.max is %s, and the engine's own role ends every lease after %s", c.role.MaxTTL, seconds(limit)),
+			fmt.Sprintf("%s max_ttl=%s", change, c.role.MaxTTL))
 	}
 }
 
@@ -106,7 +109,7 @@ func (c *roleChecker) database(path string) {
 	if reply == nil {
 		return
 	}
-	c.engineMax(path, reply)
+	c.engineMax("vault write "+path, reply)
 	creation, revocation := statements(reply, "creation_statements"), statements(reply, "revocation_statements")
 	upper := strings.ToUpper(creation)
 	ends := strings.Contains(creation, "{{expiration}}")
@@ -135,7 +138,7 @@ func (c *roleChecker) lives(path, remedy string) {
 
 func (c *roleChecker) sessions(path, remedy string) {
 	c.weakens("database-sessions", c.subject, "the revocation statements of "+path+" do not end open sessions",
-		"revocation_statements: "+remedy+" (docs/databases.md)")
+		"vault write "+path+" revocation_statements="+shellQuote(remedy))
 }
 
 func statements(reply *rest.Reply, key string) string {

@@ -27,7 +27,7 @@ func (c *checker) ownToken(self *rest.Reply, roles []plugins.Role) {
 	policies = append(policies, more...)
 	if slices.Contains(policies, "root") {
 		c.weakens("own-token-root", ownSubject, "it is a root token: whoever takes over stint takes over vault",
-			"give it policy "+StintPolicy+" only; `stintd setup vault` prints it")
+			"log in with policy "+StintPolicy+" only: "+rewrites(StintPolicy))
 		return
 	}
 	o := ownRights{checker: c, issuing: map[string]string{}, mounts: map[string]bool{}}
@@ -170,7 +170,7 @@ func (o *ownRights) broad() []string {
 	}
 	if len(words) > 0 {
 		o.weakens("own-token-broad", ownSubject, "it has rights that serving never needs: "+strings.Join(words, ", "),
-			"vault policy write "+StintPolicy+" - , with what `stintd setup vault` prints")
+			rewrites(StintPolicy))
 	}
 	return reported
 }
@@ -192,7 +192,7 @@ func (o *ownRights) leases() []string {
 	}
 	if len(reported) > 0 {
 		o.weakens("own-token-leases", ownSubject, "it may use any lease of this vault, not only stint's: "+strings.Join(reported, ", "),
-			"add allowed_parameters to these paths in its policy; `stintd setup vault` prints it")
+			rewrites(StintPolicy)+", with allowed_parameters")
 	}
 	return reported
 }
@@ -212,7 +212,7 @@ func (o *ownRights) policies(names []string, roles []plugins.Role, reported []st
 		}
 		over, err := surplus(have, text)
 		if err != nil {
-			o.weakens("policy-unreadable", "policy "+name, err.Error(), "vault policy write "+name+" - , with what `stintd setup vault` prints")
+			o.weakens("policy-unreadable", "policy "+name, err.Error(), rewrites(name))
 			continue
 		}
 		over = slices.DeleteFunc(over, func(r aclRule) bool {
@@ -220,7 +220,7 @@ func (o *ownRights) policies(names []string, roles []plugins.Role, reported []st
 		})
 		if len(over) > 0 {
 			o.weakens("own-policy-broad", "policy "+name, "it allows more than stint needs: "+ruleTexts(over),
-				"vault policy write "+name+" - , with what `stintd setup vault` prints")
+				rewrites(name))
 		}
 	}
 }

@@ -56,7 +56,7 @@ func (c *checker) role(role plugins.Role, mounts map[string]mount) {
 // policy holds the policy of the role's tokens against what it should be.
 func (c *roleChecker) policy() {
 	name := c.recipe.Policy
-	write := "vault policy write " + name + " - , with what `stintd setup vault` prints"
+	write := rewrites(name)
 	reply, missing := c.read("sys/policies/acl/" + name)
 	if missing {
 		c.breaks("role-policy-missing", c.subject, "policy "+name+" does not exist", write)

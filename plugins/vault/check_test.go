@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -185,13 +186,13 @@ func (c checked) tokenMisdeeds() map[string]misdeed {
 			breaks("own-token-right-missing", "sys/leases/tidy").of(own),
 		"reads what it brokers":  c.grows(`path "kv/data/partner" { capabilities = ["read"] }`).weakens("own-token-issues", "partner-key").of(own),
 		"issues with parameters": c.grows(`path "ssh/creds/*" { capabilities = ["create", "update"] }`).weakens("own-token-issues", "build-host-otp").of(own),
-		"revokes by prefix":      c.grows(`path "sys/leases/revoke-prefix/*" { capabilities = ["update", "sudo"] }`).weakens("own-token-broad", "vault policy write stint").of(own),
-		"writes its policy":      c.grows(`path "sys/policies/acl/stint" { capabilities = ["update"] }`).weakens("own-token-broad", "vault policy write stint").of(own),
-		"makes any token":        c.grows(`path "auth/token/create" { capabilities = ["update"] }`).weakens("own-token-broad", "vault policy write stint").of(own),
-		"reads something else":   c.grows(`path "kv/data/other" { capabilities = ["read"] }`).weakens("own-policy-broad", "vault policy write stint").of("policy stint"),
-		"of old and wide":        c.grows(`path "kv/data/other" { policy = "write" }`).weakens("own-policy-broad", "vault policy write stint").of("policy stint"),
+		"revokes by prefix":      c.grows(`path "sys/leases/revoke-prefix/*" { capabilities = ["update", "sudo"] }`).weakens("own-token-broad", "writes policy stint").of(own),
+		"writes its policy":      c.grows(`path "sys/policies/acl/stint" { capabilities = ["update"] }`).weakens("own-token-broad", "writes policy stint").of(own),
+		"makes any token":        c.grows(`path "auth/token/create" { capabilities = ["update"] }`).weakens("own-token-broad", "writes policy stint").of(own),
+		"reads something else":   c.grows(`path "kv/data/other" { capabilities = ["read"] }`).weakens("own-policy-broad", "writes policy stint").of("policy stint"),
+		"of old and wide":        c.grows(`path "kv/data/other" { policy = "write" }`).weakens("own-policy-broad", "writes policy stint").of("policy stint"),
 		"ends anybody's leases": c.policy(vault.StintPolicy, unlimited(c.own, "sys/leases/revoke"), c.own).
-			weakens("own-token-leases", "allowed_parameters").of(own),
+			weakens("own-token-leases", "writes policy stint, with allowed_parameters").of(own),
 	}
 }
 
@@ -224,7 +225,7 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 	good := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
 	otpEngine := map[string]any{"key_type": "otp", "default_user": "ubuntu", "cidr_list": "10.0.0.0/8"}
 	return map[string]misdeed{
-		"a policy is missing":      c.removes("sys/policies/acl/stint-orders-db-read", map[string]any{"policy": db}).breaks("role-policy-missing", "vault policy write stint-orders-db-read").of(dbRole),
+		"a policy is missing":      c.removes("sys/policies/acl/stint-orders-db-read", map[string]any{"policy": db}).breaks("role-policy-missing", "writes policy stint-orders-db-read").of(dbRole),
 		"a policy allows nothing":  c.policy("stint-orders-db-read", `path "database/creds/other" { capabilities = ["deny"] }`, db).breaks("role-policy-denies", "stintd setup vault").of(dbRole),
 		"a policy allows more":     c.policy("stint-orders-db-read", db+`path "database/creds/*" { capabilities = ["read"] }`, db).weakens("role-policy-broad", "stintd setup vault").of(dbRole),
 		"a policy takes any value": c.policy("stint-build-host-otp", `path "ssh/creds/stint-otp" { capabilities = ["update"] }`, otp).weakens("role-policy-broad", "stintd setup vault").of(otpRole),
@@ -244,9 +245,9 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 		"no lease":           c.writes(pkiPath, pki(map[string]any{"generate_lease": false}), pki(nil)).breaks("pki-no-lease", "generate_lease=true").of(certRole),
 		"nothing stored":     c.writes(pkiPath, pki(map[string]any{"generate_lease": false, "no_store": true}), pki(nil)).breaks("pki-no-store", "no_store=false").of(certRole),
 		"certificates short": c.writes(pkiPath, pki(map[string]any{"max_ttl": "10m"}), pki(nil)).weakens("engine-max-ttl", "max_ttl=1h").of(certRole),
-		"no auto_rebuild": c.writes("pki/config/crl", map[string]any{"auto_rebuild": false}, map[string]any{"auto_rebuild": true}).
+		"no auto_rebuild": c.writes("pki/config/crl", map[string]any{"auto_rebuild": false, "enable_delta": false}, map[string]any{"auto_rebuild": true}).
 			weakens("pki-auto-rebuild", "vault write pki/config/crl auto_rebuild=true").of(certRole),
-		"no CRL": c.writes("pki/config/crl", map[string]any{"auto_rebuild": false, "disable": true}, map[string]any{"auto_rebuild": true, "disable": false}).
+		"no CRL": c.writes("pki/config/crl", map[string]any{"auto_rebuild": false, "enable_delta": false, "disable": true}, map[string]any{"auto_rebuild": true, "disable": false}).
 			breaks("pki-crl-off", "disable=false").of(certRole),
 		"check may not look": c.policy(vault.CheckPolicy, `path "sys/policies/acl" { capabilities = ["list"] }`, mustCheckPolicy(t, c.roles)).
 			weakens("not-readable", "--vault-token-file").of("check"),
@@ -282,6 +283,9 @@ func TestCheck(t *testing.T) {
 			if again := c.check(t); len(again) != 0 {
 				t.Errorf("after mending: %+v", again)
 			}
+			if len(found) == 1 && runnable(found[0].Remedy) {
+				c.follow(t, m, found[0].Remedy)
+			}
 		})
 	}
 	c.f.Server.Seal(t)
@@ -289,6 +293,31 @@ func TestCheck(t *testing.T) {
 	if len(found) != 1 || found[0].Code != "vault-unreachable" || !strings.Contains(found[0].Problem, "sealed") {
 		t.Errorf("sealed: found %+v", found)
 	}
+}
+
+// runnable reports whether a remedy is a command that leaves nothing open.
+func runnable(remedy string) bool {
+	return strings.HasPrefix(remedy, "vault ") && !strings.ContainsAny(remedy, "…") && remedy == strings.TrimRight(remedy, ".;") &&
+		!strings.Contains(remedy, "CIDR")
+}
+
+// follow spoils once more, and mends with the remedy that was printed, as an administrator would.
+func (c checked) follow(t *testing.T, m misdeed, remedy string) {
+	t.Helper()
+	m.spoil(t)
+	bin, err := filepath.Abs("../../.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", remedy)
+	cmd.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_ADDR=" + c.f.Server.Addr, "VAULT_TOKEN=" + c.f.Server.RootToken}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s: %v: %s", remedy, err, out)
+	}
+	if again := c.check(t); len(again) != 0 {
+		t.Errorf("after %s: %+v", remedy, again)
+	}
+	m.mend(t)
 }
 
 func TestCheckOfRootAndOfNoTokenRole(t *testing.T) {

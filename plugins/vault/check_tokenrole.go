@@ -48,7 +48,7 @@ func (c *checker) tokenRole(roles []plugins.Role) {
 	reply, err := c.backend.own(c.ctx, get("auth/token/roles/"+name))
 	switch {
 	case isMissing(err):
-		c.breaks("token-role-missing", subject, "it does not exist", write+strings.Join(TokenRole(), " "))
+		c.breaks("token-role-missing", subject, "it does not exist", write+shellWords(TokenRole()))
 		return
 	case err != nil: // ownToken says that the right to read it is missing
 		return
@@ -67,13 +67,15 @@ func (c *checker) tokenRole(roles []plugins.Role) {
 		}
 		used[r.Policy] = true
 		if !s.allows(r.Policy) {
-			c.breaks("token-role-policy-missing", subject, "it does not hand out "+r.Policy+" of role "+role.Name, write+allowedGlob)
+			c.breaks("token-role-policy-missing", subject, "it does not hand out "+r.Policy+" of role "+role.Name,
+				write+allowedGlob+" disallowed_policies=root disallowed_policies_glob=")
 		}
 	}
 	c.handsOut(s, used)
 }
 
-const allowedGlob = "allowed_policies_glob=" + recipe.Prefix + "*"
+// allowedGlob is a setting as a shell takes it.
+const allowedGlob = "'allowed_policies_glob=" + recipe.Prefix + "*'"
 
 // faults returns findings whose remedy is a setting only.
 func (s roleSettings) faults(need time.Duration, longest string) []plugins.Finding {
@@ -109,7 +111,7 @@ func (s roleSettings) faults(need time.Duration, longest string) []plugins.Findi
 		}},
 		{len(s.beyond()) > 0, plugins.Finding{
 			Severity: plugins.Weakens, Code: "token-role-policies",
-			Problem: "it hands out more than the policies of roles: " + strings.Join(s.beyond(), ", "), Remedy: `allowed_policies="" ` + allowedGlob,
+			Problem: "it hands out more than the policies of roles: " + strings.Join(s.beyond(), ", "), Remedy: "allowed_policies= " + allowedGlob,
 		}},
 	} {
 		if check.bad {

@@ -154,5 +154,14 @@ func (s *script) enable(mount, kind string) {
 	s.line("vault read " + shellQuote("sys/auth/"+mount+"/tune") + " >/dev/null 2>&1 || vault auth enable -path=" + shellQuote(mount) + " " + kind)
 }
 
+// shellWords writes words for a POSIX shell.
+func shellWords(words []string) string {
+	quoted := make([]string, len(words))
+	for i, word := range words {
+		quoted[i] = shellQuote(word)
+	}
+	return strings.Join(quoted, " ")
+}
+
 // shellQuote writes one word for a POSIX shell.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
