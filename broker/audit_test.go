@@ -59,40 +59,40 @@ func TestNoRecordNoCredential(t *testing.T) {
 }
 
 // checkUnknown looks at what a failed transaction left, and asks again as a client does.
-func (h *house) checkUnknown(t testing.TB, req broker.IssueRequest, at step, nth int) { //nolint:cyclop // a table in code
-	t.Helper()
+func (h *house) checkUnknown(tb testing.TB, req broker.IssueRequest, at step, nth int) { //nolint:cyclop // a table in code
+	tb.Helper()
 	intents := h.memoryOf(req.Role).Descriptor().Horizon > 0
 	written := at == atAnswer
 	all := h.leases()
 	switch {
 	case written && (nth == 2 || !intents):
 		if len(all) != 1 || all[0].State != lease.Active {
-			t.Fatalf("leases %+v, want the one that was written", all)
+			tb.Fatalf("leases %+v, want the one that was written", all)
 		}
-		again, err := h.broker.Issue(t.Context(), agent("a"), req)
+		again, err := h.broker.Issue(tb.Context(), agent("a"), req)
 		if req.CSR == nil {
-			want(t, err, fault.AlreadyIssued)
+			want(tb, err, fault.AlreadyIssued)
 			if h.alive() != 0 {
-				t.Error("a secret that nobody got is alive")
+				tb.Error("a secret that nobody got is alive")
 			}
 			return
 		}
 		again.Credential.Handle = again.Lease.Handle
-		if err != nil || !h.memoryOf(req.Role).Works(t.Context(), again.Credential) {
-			t.Errorf("the certificate that is given again does not work (%v)", err)
+		if err != nil || !h.memoryOf(req.Role).Works(tb.Context(), again.Credential) {
+			tb.Errorf("the certificate that is given again does not work (%v)", err)
 		}
 	case written || nth == 2:
 		if len(all) != 1 || all[0].State != lease.Intent {
-			t.Fatalf("leases %+v, want the intent", all)
+			tb.Fatalf("leases %+v, want the intent", all)
 		}
-		_, err := h.broker.Issue(t.Context(), agent("a"), req)
-		want(t, err, fault.AlreadyIssued)
+		_, err := h.broker.Issue(tb.Context(), agent("a"), req)
+		want(tb, err, fault.AlreadyIssued)
 	default:
 		if len(all) != 0 || h.alive() != 0 {
-			t.Fatalf("leases %+v, %d alive; want nothing", all, h.alive())
+			tb.Fatalf("leases %+v, %d alive; want nothing", all, h.alive())
 		}
-		if _, err := h.broker.Issue(t.Context(), agent("a"), req); err != nil {
-			t.Errorf("asked again: %v", err)
+		if _, err := h.broker.Issue(tb.Context(), agent("a"), req); err != nil {
+			tb.Errorf("asked again: %v", err)
 		}
 	}
 }

@@ -287,7 +287,8 @@ func TestLostAnswerIsSwept(t *testing.T) {
 		},
 		"late": {
 			func(m *plugintest.Memory) { m.LateNext(plugintest.OpIssue, broker.IssueTimeout+horizon-time.Second) },
-			broker.IssueTimeout, map[string]plugins.Proof{"vault": plugins.ReadBack, "horizon": plugins.ReadBack},
+			broker.IssueTimeout,
+			map[string]plugins.Proof{"vault": plugins.ReadBack, "horizon": plugins.ReadBack},
 		},
 		"lost": {
 			func(m *plugintest.Memory) { m.LoseNext(plugintest.OpIssue) }, 0,
@@ -490,19 +491,19 @@ func TestIssueIsCalledOnce(t *testing.T) {
 }
 
 // again repeats a request that was answered.
-func (h *house) again(t testing.TB, req broker.IssueRequest, first broker.Issued) {
-	t.Helper()
-	out, err := h.broker.Issue(t.Context(), agent("a"), req)
+func (h *house) again(tb testing.TB, req broker.IssueRequest, first broker.Issued) {
+	tb.Helper()
+	out, err := h.broker.Issue(tb.Context(), agent("a"), req)
 	if first.Credential.Chain == nil {
-		f := wanted(t, err, fault.AlreadyIssued)
+		f := wanted(tb, err, fault.AlreadyIssued)
 		if f.Metadata["lease"] != "leases/"+first.Lease.ID.String() {
-			t.Errorf("metadata %v", f.Metadata)
+			tb.Errorf("metadata %v", f.Metadata)
 		}
 		return
 	}
 	if err != nil || out.Lease.ID != first.Lease.ID || string(out.Credential.Chain[0]) != string(first.Credential.Chain[0]) ||
 		string(out.Credential.Bundle[0]) != string(first.Credential.Bundle[0]) || len(out.Checkpoint) == 0 {
-		t.Errorf("again: %+v, %v", out, err)
+		tb.Errorf("again: %+v, %v", out, err)
 	}
 }
 
