@@ -134,7 +134,7 @@ func within(limits, values []string) bool {
 func covers(pattern, path string) bool {
 	prefix, open := strings.CutSuffix(pattern, "*")
 	want, got := strings.Split(prefix, "/"), strings.Split(path, "/")
-	if len(got) < len(want) || (!open && len(got) != len(want)) {
+	if len(got) < len(want) || (!open && (len(got) != len(want) || strings.HasSuffix(path, "*") && pattern != path)) {
 		return false
 	}
 	for i, segment := range want {

@@ -80,7 +80,7 @@ func (s *Session) Refused(ctx context.Context, token secret.Value) (secret.Value
 	if time.Since(st.loggedIn) < minLogin && s.alive(ctx, token) {
 		return secret.Value{}, false
 	}
-	if err := s.login(ctx); err != nil {
+	if err := s.login(ctx, token); err != nil {
 		s.logger.Warn("vault refused stint's token, and a new login failed", zap.Error(err))
 		return secret.Value{}, false
 	}
@@ -121,7 +121,7 @@ func (s *Session) Run(ctx context.Context) error {
 func (s *Session) tend(ctx context.Context) (time.Duration, error) {
 	st := s.snapshot()
 	if st.token.IsZero() {
-		return s.loginAndWait(ctx)
+		return s.loginAndWait(ctx, st.token)
 	}
 	if wait := st.due(); wait > 0 {
 		return wait, nil
@@ -136,11 +136,11 @@ func (s *Session) tend(ctx context.Context) (time.Duration, error) {
 			s.logger.Info("vault token not renewed; logging in anew", zap.Error(err))
 		}
 	}
-	return s.loginAndWait(ctx)
+	return s.loginAndWait(ctx, st.token)
 }
 
-func (s *Session) loginAndWait(ctx context.Context) (time.Duration, error) {
-	if err := s.login(ctx); err != nil {
+func (s *Session) loginAndWait(ctx context.Context, old secret.Value) (time.Duration, error) {
+	if err := s.login(ctx, old); err != nil {
 		return 0, err
 	}
 	return max(s.snapshot().due(), firstRetry), nil
@@ -174,9 +174,13 @@ func (s *Session) renew(ctx context.Context, st state) (time.Duration, error) {
 	return left, nil
 }
 
-// login replaces the token. Callers that come at once share one login.
-func (s *Session) login(ctx context.Context) error {
+// login replaces a token, the zero one too. Callers that come at once share one login, and one that comes late with a
+// token that was replaced meanwhile makes none.
+func (s *Session) login(ctx context.Context, old secret.Value) error {
 	_, err, _ := s.flight.Do("", func() (any, error) {
+		if st := s.snapshot(); !st.token.Equal(old) {
+			return nil, nil //nolint:nilnil // the flight's value is not used
+		}
 		asked := time.Now()
 		token, err := s.method.login(ctx, s.vault)
 		if err != nil {
@@ -214,7 +218,7 @@ func (s *Session) state(ctx context.Context) (state, error) {
 	if !st.token.IsZero() && (st.expires.IsZero() || time.Now().Before(st.expires)) {
 		return st, nil
 	}
-	if err := s.login(ctx); err != nil {
+	if err := s.login(ctx, st.token); err != nil {
 		return state{}, err
 	}
 	return s.snapshot(), nil
