@@ -23,6 +23,10 @@ import (
 // IssueTimeout is the hard end of an issue call, preparing included. A task with less than this left is issued nothing.
 const IssueTimeout = 10 * time.Second
 
+// UnknownGrace is how old a credential is at least, beyond its backend's horizon, that the ledger should know: older than
+// an issue call and the sweep of its intent can take.
+const UnknownGrace = IssueTimeout + 30*time.Second
+
 // Caller is who is calling, attested for this very call. The zero Caller is the broker itself: at its start, or on SIGHUP.
 type Caller struct {
 	Identity attestor.Identity

@@ -244,7 +244,7 @@ func (h *House) startBroker(tb testing.TB, cfg Config, admins *admin.Roles) {
 	h.run(tb, "broker", h.Broker.Run)
 	h.Reconciler = reconcile.New(reconcile.Config{
 		Ledger: h.Ledger, Roles: func() []resource.Role { return catalog.Engine().Set().Roles() }, Backends: h.backends,
-		IssueTimeout: broker.IssueTimeout, Meter: noMeter{}, Logger: cfg.Logger,
+		Grace: broker.UnknownGrace, Meter: noMeter{}, Logger: cfg.Logger,
 	})
 	for name, b := range h.backends {
 		if r, ok := b.(plugins.Runner); ok {

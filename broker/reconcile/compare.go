@@ -226,7 +226,7 @@ func (c *comparison) gone(ctx context.Context, l lease.Lease, key string) error 
 
 // grace is how old at least an unknown credential is: older than what an issue in flight could be, or its sweep.
 func (c *comparison) grace() time.Duration {
-	return c.cfg.Backends[c.inv.Backend].Descriptor().Horizon + c.cfg.IssueTimeout + sweepSlack
+	return c.cfg.Backends[c.inv.Backend].Descriptor().Horizon + c.cfg.Grace
 }
 
 func find(ctx context.Context, lister plugins.Lister, h plugins.Handle) (plugins.Found, error) {

@@ -51,7 +51,7 @@ func fresh(t *testing.T, every time.Duration, backends map[string]plugins.Backen
 	f := fixture{House: h, meter: &meter{seen: map[string][]reconcile.Counts{}}, logs: logs}
 	f.rec = reconcile.New(reconcile.Config{
 		Ledger: h.Ledger, Roles: func() []resource.Role { return h.Broker.Catalog().Engine().Set().Roles() }, Backends: backends,
-		IssueTimeout: broker.IssueTimeout, Every: every, Meter: f.meter, Logger: zap.New(core),
+		Grace: broker.UnknownGrace, Every: every, Meter: f.meter, Logger: zap.New(core),
 	})
 	return f
 }

@@ -22,8 +22,6 @@ import (
 
 // Times that nobody needs to configure.
 const (
-	// sweepSlack is what sweeping an intent may take after its horizon.
-	sweepSlack = 30 * time.Second
 	// lastMoments before its end by the backend's clock, a credential may be gone by ours.
 	lastMoments = 5 * time.Second
 	// callTimeout bounds one question to a backend, and listTimeout a listing.
@@ -48,8 +46,9 @@ type Config struct {
 	// Roles returns the roles in force.
 	Roles    func() []resource.Role
 	Backends map[string]plugins.Backend // by instance: "vault/prod"
-	// IssueTimeout is the hard end of an issue call.
-	IssueTimeout time.Duration
+	// Grace is how old an unknown credential is at least, beyond its backend's horizon: older than an issue call and the
+	// sweep of its intent can take.
+	Grace time.Duration
 	// Every is how often Run compares; zero is never.
 	Every  time.Duration
 	Meter  Meter

@@ -185,7 +185,7 @@ func (h *house) assemble(ctx context.Context) error {
 	}
 	h.reconciler = reconcile.New(reconcile.Config{
 		Ledger: h.ledger, Roles: func() []resource.Role { return h.catalog.Engine().Set().Roles() }, Backends: h.backends,
-		IssueTimeout: broker.IssueTimeout, Every: h.cfg.Reconcile.Every, Meter: h.metrics, Logger: h.logger.Named("reconcile"),
+		Grace: broker.UnknownGrace, Every: h.cfg.Reconcile.Every, Meter: h.metrics, Logger: h.logger.Named("reconcile"),
 	})
 	if err = h.loadResources(ctx); err != nil {
 		return err
