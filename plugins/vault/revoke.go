@@ -81,7 +81,7 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 	}
 	ending := plugins.Ending{Proof: plugins.ReadBack, At: time.Now(), Detail: detail}
 	if h.Certificate {
-		ending.UncheckedUntil = held.NotAfter
+		ending.UsableUntil, ending.UncheckedUntil = held.NotAfter, held.NotAfter
 	}
 	if gone && !b.ours.has(h.Lease) {
 		return goneBefore(ending, held), nil

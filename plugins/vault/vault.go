@@ -80,9 +80,11 @@ func (b *Backend) CheckRole(role plugins.Role) (plugins.RoleInfo, error) {
 		Bounded: true, Max: revokeExposure,
 		Reason: "synchronous revoke; open sessions end where the engine's revocation statements cut them",
 	}
-	if r.Certificate() {
-		info.Exposure.UntilExpiry = true
-		info.Exposure.Reason = "synchronous revoke, then on the engine's CRL"
+	if r.Certificate() { // when the engine's CRL says so is the engine's to decide, and not seen from here
+		info.Exposure = plugins.Exposure{
+			Bounded: true, Max: max(revokeExposure, role.MaxTTL), UntilExpiry: true,
+			Reason: "the lease ends at once, the certificate when the engine's next CRL says so, or when it expires",
+		}
 	}
 	return info, nil
 }
