@@ -107,17 +107,7 @@ func (r *Reconciler) record(ctx context.Context, inv Inventory, o Order) error {
 	if len(inv.Findings) == 0 {
 		return nil
 	}
-	var c Counts
-	for _, f := range inv.Findings {
-		switch f.Kind {
-		case Unknown:
-			c.Unknown++
-		case Ended:
-			c.Ended++
-		case Gone:
-			c.Gone++
-		}
-	}
+	c := inv.All()
 	return r.append(ctx, audit.Record{
 		V: 1, Time: time.Now().UTC(), Event: audit.InventoryDiffs, Actor: o.Actor, Request: o.Request, Backend: inv.Backend,
 		Count:  int64(len(inv.Findings)),

@@ -48,12 +48,12 @@ func (c *comparison) byList(ctx context.Context, lister plugins.Lister) error {
 	c.inv.Source = "list"
 	found, listed := c.list(ctx, lister)
 	c.inv.Held = len(found)
-	open, err := c.openLeases(ctx, lister)
+	known, err := c.openLeases(ctx, lister)
 	if err != nil {
 		return err
 	}
 	for _, key := range slices.Sorted(maps.Keys(found)) {
-		if open.keys[key] {
+		if known.keys[key] {
 			c.inv.Matched++
 			continue
 		}
@@ -61,7 +61,7 @@ func (c *comparison) byList(ctx context.Context, lister plugins.Lister) error {
 			return err
 		}
 	}
-	for _, l := range open.active {
+	for _, l := range known.active {
 		if _, ok := found[lister.Key(l.Handle)]; ok || !listed[l.Role] || lister.Key(l.Handle) == "" || ending(l) {
 			continue
 		}

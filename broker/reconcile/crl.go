@@ -82,7 +82,7 @@ func (c *comparison) certificates(ctx context.Context, role string, longest time
 }
 
 // certificate holds one lease against a CRL that was read before the lease was.
-func (c *comparison) certificate(ctx context.Context, l lease.Lease, made time.Time, onCRL bool) error { //nolint:revive // what the CRL says
+func (c *comparison) certificate(ctx context.Context, l lease.Lease, made time.Time, onCRL bool) error {
 	switch {
 	case l.State == lease.Active && onCRL:
 		return c.gone(ctx, l, l.ID.String())

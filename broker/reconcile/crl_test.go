@@ -11,6 +11,7 @@ import (
 	"math/big"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stint-dev/stint/broker/lease"
@@ -128,7 +129,8 @@ func (f fixture) issue(t *testing.T, role string) lease.ID {
 
 // A CA lists nothing that it has signed; its CRL says what it believes to be revoked.
 func TestCRL(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		backend := newCA(t)
 		f := fresh(t, 0, map[string]plugins.Backend{"ca/a": backend, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
 		order := reconcile.Order{Backend: "ca/a"}
@@ -165,7 +167,7 @@ func TestCRL(t *testing.T) {
 		backend.mu.Lock()
 		backend.down = true
 		backend.mu.Unlock()
-		if inv := f.compare(t, order); len(inv.Gaps) != 2 || inv.Gaps[1].Permanent {
+		if inv = f.compare(t, order); len(inv.Gaps) != 2 || inv.Gaps[1].Permanent {
 			t.Errorf("%+v", inv)
 		}
 		inv = f.compare(t, reconcile.Order{Backend: "plain/a"})

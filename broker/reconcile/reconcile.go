@@ -137,23 +137,24 @@ type Inventory struct {
 	Gaps     []Gap
 }
 
-// Open counts the findings of which nothing has been settled.
+// All counts the findings.
+func (i Inventory) All() Counts {
+	return i.count(func(Finding) bool { return true })
+}
+
+// Open counts the findings that have been neither revoked nor settled.
 func (i Inventory) Open() Counts {
-	var c Counts
+	return i.count(func(f Finding) bool { return f.Outcome != Revoked && f.Outcome != Settled })
+}
+
+func (i Inventory) count(which func(Finding) bool) Counts {
+	n := map[Kind]int{}
 	for _, f := range i.Findings {
-		if f.Outcome == Revoked || f.Outcome == Settled {
-			continue
-		}
-		switch f.Kind {
-		case Unknown:
-			c.Unknown++
-		case Ended:
-			c.Ended++
-		case Gone:
-			c.Gone++
+		if which(f) {
+			n[f.Kind]++
 		}
 	}
-	return c
+	return Counts{Unknown: n[Unknown], Ended: n[Ended], Gone: n[Gone]}
 }
 
 // complete reports whether everything was compared that can be.

@@ -18,15 +18,9 @@ import (
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
-// bubble runs a test inside a synctest bubble.
-func bubble(t *testing.T, test func(*testing.T)) {
-	t.Helper()
-	t.Parallel()
-	synctest.Test(t, test)
-}
-
 func TestNothingDiffers(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		task := agent.Declare(t, "orders-db", "vault-like")
@@ -54,7 +48,8 @@ func TestNothingDiffers(t *testing.T) {
 
 // What somebody made under a role of Stint is reported when it is older than an issue in flight, and ended only when told.
 func TestUnknown(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		agent.Issue(t, agent.Declare(t, "orders-db"), "orders-db")
@@ -101,7 +96,8 @@ func TestUnknown(t *testing.T) {
 
 // What is gone at the backend stays ACTIVE until somebody settles it; teardown then proves it.
 func TestGone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		task := agent.Declare(t, "orders-db")
@@ -131,7 +127,8 @@ func TestGone(t *testing.T) {
 
 // What has ended by the ledger and works is no unknown: the ledger is wrong, and says whose it was.
 func TestEndedAlive(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		l := agent.Issue(t, agent.Declare(t, "orders-db"), "orders-db").GetLease()
@@ -159,7 +156,8 @@ func TestEndedAlive(t *testing.T) {
 
 // A backend that does not answer is a gap, and no reason to believe that anything is gone.
 func TestBackendDown(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		agent.Issue(t, agent.Declare(t, "orders-db"), "orders-db")
@@ -178,7 +176,8 @@ func TestBackendDown(t *testing.T) {
 
 // A revoke that fails is told, and nothing is said to have ended.
 func TestRevokeFails(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		cred := outside(t, f.Memory, newID(), "orders-db")
 		pass(grace)
@@ -197,7 +196,8 @@ func TestRevokeFails(t *testing.T) {
 
 // Credentials that end while backend and ledger are compared are no difference.
 func TestMovesWhileComparing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		task := agent.Declare(t, "orders-db", "vault-like")
@@ -226,7 +226,8 @@ func TestMovesWhileComparing(t *testing.T) {
 }
 
 func TestRunComparesNowAndThen(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 4*time.Minute, nil)
 		cred := outside(t, f.Memory, newID(), "orders-db")
 		done := make(chan error)
@@ -251,7 +252,8 @@ func TestRunComparesNowAndThen(t *testing.T) {
 }
 
 func TestRunCanBeOff(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		done := make(chan error)
 		ctx, cancel := contextOf(t)
@@ -265,7 +267,8 @@ func TestRunCanBeOff(t *testing.T) {
 }
 
 func TestUnknownBackend(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		_, err := fresh(t, 0, nil).rec.Reconcile(t.Context(), reconcile.Order{Backend: "vault/nowhere"})
 		f, ok := errors.AsType[*fault.Error](err)
 		if !ok || f.Reason != fault.NotFound {
@@ -276,7 +279,8 @@ func TestUnknownBackend(t *testing.T) {
 
 // Users of a database are held against public references, as of when they were listed.
 func TestMatchUsers(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t, 0, nil)
 		agent := f.As(t, "/agent/a")
 		task := agent.Declare(t, "orders-db")

@@ -13,6 +13,9 @@ import (
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
+// maxDifferences is how many differences of one backend an answer holds, so that it fits what clients receive.
+const maxDifferences = 1000
+
 // Reconcile compares what backends hold with the ledger. Whoever may call it may look; acting takes more.
 func (s *adminService) Reconcile(ctx context.Context, req *stintv1.ReconcileRequest) (*stintv1.ReconcileResponse, error) {
 	caller := callerOf(ctx)
@@ -90,7 +93,10 @@ func inventoryOf(inv reconcile.Inventory) *stintv1.Inventory {
 	out := &stintv1.Inventory{
 		Backend: inv.Backend, Source: inv.Source, Held: count(inv.Held), Matched: count(inv.Matched), InFlight: count(inv.InFlight),
 	}
-	for _, f := range inv.Findings {
+	all, open := inv.All(), inv.Open()
+	out.Unknown, out.EndedAlive, out.Gone = count(all.Unknown), count(all.Ended), count(all.Gone)
+	out.Strays = count(open.Unknown + open.Ended)
+	for _, f := range inv.Findings[:min(len(inv.Findings), maxDifferences)] {
 		d := &stintv1.Difference{
 			Kind: differenceKindOf(f.Kind), Role: f.Role, Key: f.Key, PublicRef: f.PublicRef, IssuedAt: timeOf(f.IssuedAt),
 			NotAfter: timeOf(f.NotAfter), Outcome: string(f.Outcome), Proof: string(f.Proof), Problem: f.Problem,

@@ -181,8 +181,10 @@ func mutants() map[string]struct {
 			m.list = func(ctx context.Context, role plugins.Role) iter.Seq2[plugins.Found, error] {
 				return func(yield func(plugins.Found, error) bool) {
 					for found, err := range m.Memory.List(ctx, role) {
-						if !yield(found, err) || !yield(found, err) {
-							return
+						for range 2 {
+							if !yield(found, err) {
+								return
+							}
 						}
 					}
 				}

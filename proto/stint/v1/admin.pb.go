@@ -2116,10 +2116,18 @@ type Inventory struct {
 	Matched int32 `protobuf:"varint,4,opt,name=matched,proto3" json:"matched,omitempty"`
 	// How many are so young that the ledger may not know them yet.
 	InFlight int32 `protobuf:"varint,5,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
-	// Where they disagree.
+	// Where they disagree, at most the first 1,000.
 	Differences []*Difference `protobuf:"bytes,6,rep,name=differences,proto3" json:"differences,omitempty"`
 	// What was not compared.
-	Gaps          []*InventoryGap `protobuf:"bytes,7,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	Gaps []*InventoryGap `protobuf:"bytes,7,rep,name=gaps,proto3" json:"gaps,omitempty"`
+	// How many differences are UNKNOWN, those that are left out with them.
+	Unknown int32 `protobuf:"varint,8,opt,name=unknown,proto3" json:"unknown,omitempty"`
+	// How many are ENDED_ALIVE.
+	EndedAlive int32 `protobuf:"varint,9,opt,name=ended_alive,json=endedAlive,proto3" json:"ended_alive,omitempty"`
+	// How many are GONE.
+	Gone int32 `protobuf:"varint,10,opt,name=gone,proto3" json:"gone,omitempty"`
+	// How many are alive and should not be: UNKNOWN or ENDED_ALIVE, and not revoked.
+	Strays        int32 `protobuf:"varint,11,opt,name=strays,proto3" json:"strays,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2201,6 +2209,34 @@ func (x *Inventory) GetGaps() []*InventoryGap {
 		return x.Gaps
 	}
 	return nil
+}
+
+func (x *Inventory) GetUnknown() int32 {
+	if x != nil {
+		return x.Unknown
+	}
+	return 0
+}
+
+func (x *Inventory) GetEndedAlive() int32 {
+	if x != nil {
+		return x.EndedAlive
+	}
+	return 0
+}
+
+func (x *Inventory) GetGone() int32 {
+	if x != nil {
+		return x.Gone
+	}
+	return 0
+}
+
+func (x *Inventory) GetStrays() int32 {
+	if x != nil {
+		return x.Strays
+	}
+	return 0
 }
 
 // ReconcileResponse holds one inventory for each backend.
@@ -2598,7 +2634,7 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\fInventoryGap\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x1c\n" +
-	"\tpermanent\x18\x03 \x01(\bR\tpermanent\"\xec\x01\n" +
+	"\tpermanent\x18\x03 \x01(\bR\tpermanent\"\xd3\x02\n" +
 	"\tInventory\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
@@ -2606,7 +2642,13 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\amatched\x18\x04 \x01(\x05R\amatched\x12\x1b\n" +
 	"\tin_flight\x18\x05 \x01(\x05R\binFlight\x126\n" +
 	"\vdifferences\x18\x06 \x03(\v2\x14.stint.v1.DifferenceR\vdifferences\x12*\n" +
-	"\x04gaps\x18\a \x03(\v2\x16.stint.v1.InventoryGapR\x04gaps\"j\n" +
+	"\x04gaps\x18\a \x03(\v2\x16.stint.v1.InventoryGapR\x04gaps\x12\x18\n" +
+	"\aunknown\x18\b \x01(\x05R\aunknown\x12\x1f\n" +
+	"\vended_alive\x18\t \x01(\x05R\n" +
+	"endedAlive\x12\x12\n" +
+	"\x04gone\x18\n" +
+	" \x01(\x05R\x04gone\x12\x16\n" +
+	"\x06strays\x18\v \x01(\x05R\x06strays\"j\n" +
 	"\x11ReconcileResponse\x125\n" +
 	"\vinventories\x18\x01 \x03(\v2\x13.stint.v1.InventoryR\vinventories\x12\x1e\n" +
 	"\n" +

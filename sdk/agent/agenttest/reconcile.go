@@ -33,7 +33,10 @@ func (s *adminService) Reconcile(ctx context.Context, req *stintv1.ReconcileRequ
 		d := &stintv1.Difference{
 			Kind: stintv1.DifferenceKind_DIFFERENCE_KIND_UNKNOWN, Role: "orders-db-read", Key: "cluster " + user, PublicRef: user,
 		}
-		if req.GetRevokeUnknown() {
+		inv.Unknown++
+		if !req.GetRevokeUnknown() {
+			inv.Strays++
+		} else {
 			d.Outcome, d.Proof = "revoked", "read_back"
 		}
 		inv.Held++

@@ -61,7 +61,7 @@ func (a *app) reconcile() *cobra.Command {
 }
 
 // check refuses what does not go together. Who sits at a terminal is asked later.
-func (c comparing) check(terminal bool) error { //nolint:revive // it is about the caller's place
+func (c comparing) check(terminal bool) error {
 	switch {
 	case c.users != "" && (c.backend != "" || c.revoke || c.settle):
 		return usage("--database-users only compares, and asks no backend: leave the other flags out")
@@ -82,7 +82,7 @@ func (s session) confirmRevoke(ctx context.Context, c comparing) error {
 	}
 	n := 0
 	for _, inv := range preview.GetInventories() {
-		n += strays(inv)
+		n += int(inv.GetStrays())
 	}
 	if n == 0 {
 		return nil // what comes between now and then is younger than what is revoked
@@ -117,7 +117,10 @@ func (s session) compareBackends(ctx context.Context, c comparing) error {
 				code = codeUnavailable
 			}
 		}
-		if strays(inv) > 0 {
+		if left := int(inv.GetUnknown()+inv.GetEndedAlive()+inv.GetGone()) - len(inv.GetDifferences()); left > 0 {
+			a.sayf("note:   %s: %d more differences are not shown", inv.GetBackend(), left)
+		}
+		if inv.GetStrays() > 0 {
 			code = codeStray
 		}
 	}
@@ -125,17 +128,6 @@ func (s session) compareBackends(ctx context.Context, c comparing) error {
 		return exit{code}
 	}
 	return nil
-}
-
-// strays counts what is alive and should not be, and has not been revoked.
-func strays(inv *stintv1.Inventory) int {
-	n := 0
-	for _, d := range inv.GetDifferences() {
-		if d.GetKind() != stintv1.DifferenceKind_DIFFERENCE_KIND_GONE && d.GetOutcome() != "revoked" {
-			n++
-		}
-	}
-	return n
 }
 
 func inventoriesTable(w io.Writer, inventories []*stintv1.Inventory, now time.Time) error {
@@ -147,16 +139,12 @@ func inventoriesTable(w io.Writer, inventories []*stintv1.Inventory, now time.Ti
 		if by == "" {
 			by = "-"
 		}
-		kinds := map[stintv1.DifferenceKind]int{}
 		for _, d := range inv.GetDifferences() {
 			differ = true
-			kinds[d.GetKind()]++
 			differenceRow(differences, inv.GetBackend(), d, now)
 		}
 		sums.Row(inv.GetBackend(), by, number(inv.GetHeld()), number(inv.GetMatched()), number(inv.GetInFlight()),
-			strconv.Itoa(kinds[stintv1.DifferenceKind_DIFFERENCE_KIND_UNKNOWN]),
-			strconv.Itoa(kinds[stintv1.DifferenceKind_DIFFERENCE_KIND_ENDED_ALIVE]),
-			strconv.Itoa(kinds[stintv1.DifferenceKind_DIFFERENCE_KIND_GONE]))
+			number(inv.GetUnknown()), number(inv.GetEndedAlive()), number(inv.GetGone()))
 	}
 	if err := sums.Write(w); err != nil || !differ {
 		return err

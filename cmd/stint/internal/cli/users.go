@@ -21,7 +21,7 @@ const (
 // for standard input, now, before it is read.
 func (a *app) readUsers(file string) ([]string, time.Time, error) {
 	listed := time.Now()
-	var in io.Reader = a.stdin
+	in := a.stdin
 	if file != standardInput {
 		opened, err := os.Open(file)
 		if err != nil {
