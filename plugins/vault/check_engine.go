@@ -110,6 +110,7 @@ func (c *roleChecker) database(path string) {
 		return
 	}
 	c.engineMax("vault write "+path, reply)
+	c.forgotten(path, reply)
 	creation, revocation := statements(reply, "creation_statements"), statements(reply, "revocation_statements")
 	upper := strings.ToUpper(creation)
 	ends := strings.Contains(creation, "{{expiration}}")
@@ -129,6 +130,22 @@ func (c *roleChecker) database(path string) {
 			c.sessions(path, MySQLRevocation)
 		}
 	}
+}
+
+// forgotten is about users that vault makes and then does not know: the connection broke between making one and storing
+// its lease. Nobody has its password, and only the end in its creation statement, default_ttl away, ends it.
+func (c *roleChecker) forgotten(path string, reply *rest.Reply) {
+	var def int64
+	if !reply.Decode("default_ttl", &def) || (def > 0 && seconds(def) <= c.role.MaxTTL) {
+		return
+	}
+	has := "no default_ttl of its own"
+	if def > 0 {
+		has = "default_ttl " + seconds(def).String()
+	}
+	c.weakens("database-default-ttl", c.subject,
+		fmt.Sprintf("%s has %s, and ttl.max is %s: a user that vault makes and forgets, as after a crash, lives that long", path, has, c.role.MaxTTL),
+		fmt.Sprintf("vault write %s default_ttl=%s", path, c.role.MaxTTL))
 }
 
 func (c *roleChecker) lives(path, remedy string) {

@@ -222,6 +222,8 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 	const dbRole, otpRole, certRole = "role orders-db-read", "role build-host-otp", "role internal-cert"
 	shorter := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
 	shorter["max_ttl"], shorter["default_ttl"] = "10m", "5m"
+	longer := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
+	longer["default_ttl"] = "2h"
 	good := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
 	otpEngine := map[string]any{"key_type": "otp", "default_user": "ubuntu", "cidr_list": "10.0.0.0/8"}
 	return map[string]misdeed{
@@ -235,6 +237,7 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 		"ssh certificates": c.writes("ssh/roles/stint-otp", map[string]any{"key_type": "ca", "allow_user_certificates": true, "default_user": "ubuntu"}, otpEngine).
 			breaks("ssh-not-otp", "key_type=otp").of(otpRole),
 		"engine's role is missing": c.removes(databasePath, good).breaks("engine-role-missing", "vault write "+databasePath).of(dbRole),
+		"forgotten users":          c.writes(databasePath, longer, good).weakens("database-default-ttl", "default_ttl=1h0m0s").of(dbRole),
 		"leases end early":         c.writes(databasePath, shorter, good).weakens("engine-max-ttl", "max_ttl=1h0m0s").of(dbRole),
 		"the engine's own limit": c.writes("sys/mounts/database/tune", map[string]any{"max_lease_ttl": "20m"}, map[string]any{"max_lease_ttl": "768h"}).
 			weakens("engine-max-ttl", "vault secrets tune -max-lease-ttl=1h0m0s database/").of(dbRole),
