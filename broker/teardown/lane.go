@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/stint-dev/stint/broker/lease"
@@ -19,6 +20,8 @@ const (
 	// firstProbe and maxProbe bound the jittered time between two attempts in a lane that is held.
 	firstProbe = 500 * time.Millisecond
 	maxProbe   = 10 * time.Second
+	// tellBatch is how many leases of a lane that is held one transaction tells what they wait for.
+	tellBatch = 200
 	// roundMax is how many tasks a round of a lane remembers.
 	roundMax = 1000
 	// aloneFor is for how long a task that was found alone in its lane is not looked past.
@@ -38,6 +41,7 @@ type lane struct {
 	failed map[lease.ID]struct{} // leases that failed since the last success
 	probes int                   // failed attempts since the lane is held
 	probe  time.Time             // when a lane that is held may be asked again
+	why    string                // its last failure
 	turns  turns
 }
 
@@ -69,6 +73,7 @@ func (l *lane) record(o outcome, now time.Time) (changed bool) {
 	if !was {
 		l.failed[o.lease] = struct{}{}
 	}
+	l.why = reason(o.err)
 	if l.held() {
 		wait := min(maxProbe, firstProbe<<min(l.probes, 6))
 		l.probe = now.Add(wait/2 + rand.N(wait/2)) //nolint:gosec // jitter needs no unpredictability
@@ -130,4 +135,34 @@ func (t *turns) took(leases []lease.Lease) {
 	if len(t.had) > roundMax {
 		t.had = nil
 	}
+}
+
+// tell writes on the leases that wait for a lane that is held what they wait for: nobody has tried to end them, and
+// whoever looks at one should see why. Those told are due again when the lane is next asked.
+func (l *Loop) tell(ctx context.Context, name string, at *lane) error {
+	due := func(q ledger.Queue) ([]lease.Lease, error) {
+		all, err := q.DueLeases(name, time.Now(), tellBatch)
+		return slices.DeleteFunc(all, func(l lease.Lease) bool { return l.State != lease.Revoking || l.LastError != "" }), err
+	}
+	var untold []lease.Lease
+	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
+		var err error
+		untold, err = due(r)
+		return err
+	})
+	if err != nil || len(untold) == 0 {
+		return err
+	}
+	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
+		untold, err = due(tx)
+		for _, from := range untold {
+			next := from
+			next.LastError, next.NextAt = at.why, at.probe
+			if err = tx.UpdateLease(next, from); err != nil {
+				return err
+			}
+		}
+		return err
+	})
+	return err
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // backends in memory
@@ -35,6 +36,15 @@ func TestDeadLaneIsLeftAlone(t *testing.T) {
 		if loop.Held() != 1 {
 			t.Errorf("%d lanes are held, want one", loop.Held())
 		}
+		y.view(func(r ledger.Reader) error {
+			leases, err := r.ListLeases(ledger.LeaseFilter{Task: work.ID})
+			for _, l := range leases {
+				if l.LastError != "backend unavailable" {
+					t.Errorf("lease %s does not say what it waits for: %q", l.ID, l.LastError)
+				}
+			}
+			return err
+		})
 		before := y.a.Calls(plugintest.OpRevoke)
 		pass(10 * time.Minute)
 		if n := y.a.Calls(plugintest.OpRevoke) - before; n < 60 || n > 130 {

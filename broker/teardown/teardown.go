@@ -185,6 +185,9 @@ func (l *Loop) startLane(ctx context.Context, name string, workers *errgroup.Gro
 		l.lane[name] = at
 	}
 	free := at.free(time.Now())
+	if free <= 0 && at.held() {
+		return l.tell(ctx, name, at)
+	}
 	if free <= 0 {
 		return nil
 	}
