@@ -159,18 +159,32 @@ func TestCRL(t *testing.T) {
 		if l := f.row(t, alive); l.State != lease.Revoked || l.Proof != plugins.OnCRL {
 			t.Errorf("%s by %s", l.State, l.Proof)
 		}
+	})
+}
 
-		pass(2 * time.Minute) // what has expired is on no CRL
-		backend.set(alive, false)
+// What has expired is on no CRL, and a CA that is down or a backend that cannot tell are gaps.
+func TestCRLGaps(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		backend := newCA(t)
+		f := fresh(t, 0, map[string]plugins.Backend{"ca/a": backend, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
+		over := f.issue(t, "client-cert")
+		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
+			t.Fatal(err)
+		}
+		pass(3 * time.Second)
 		backend.set(over, false)
-		want(t, f.compare(t, order))
+		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}), "ended_alive ")
+		pass(2 * time.Minute)
+		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}))
+
 		backend.mu.Lock()
 		backend.down = true
 		backend.mu.Unlock()
-		if inv = f.compare(t, order); len(inv.Gaps) != 2 || inv.Gaps[1].Permanent {
+		if inv := f.compare(t, reconcile.Order{Backend: "ca/a"}); len(inv.Gaps) != 2 || inv.Gaps[1].Permanent {
 			t.Errorf("%+v", inv)
 		}
-		inv = f.compare(t, reconcile.Order{Backend: "plain/a"})
+		inv := f.compare(t, reconcile.Order{Backend: "plain/a"})
 		if inv.Source != "" || len(inv.Gaps) != 1 || !inv.Gaps[0].Permanent {
 			t.Errorf("%+v", inv)
 		}

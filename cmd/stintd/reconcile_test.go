@@ -91,10 +91,7 @@ func TestReconcileVaultUnknown(t *testing.T) {
 		}
 		return nil
 	})
-	got := inv.Findings[0]
-	if len(inv.Findings) != 1 || got.Kind != reconcile.Unknown || !strings.HasSuffix(got.Key, " "+unknown) || got.NotAfter.Before(time.Now()) {
-		t.Fatalf("found %+v", inv.Findings)
-	}
+	wantUnknown(t, inv.Findings, unknown)
 	if !alive(t, f, unknown) {
 		t.Fatal("it was revoked without being told to")
 	}
@@ -104,6 +101,14 @@ func TestReconcileVaultUnknown(t *testing.T) {
 	}
 	if !alive(t, f, foreign) || len(f.Leases(t, "database/creds/stint-orders-ro")) != 1 {
 		t.Error("another lease was ended too")
+	}
+}
+
+// wantUnknown expects exactly one finding, an unknown lease.
+func wantUnknown(t *testing.T, found []reconcile.Finding, id string) {
+	t.Helper()
+	if len(found) != 1 || found[0].Kind != reconcile.Unknown || !strings.HasSuffix(found[0].Key, " "+id) || found[0].NotAfter.Before(time.Now()) {
+		t.Fatalf("found %+v", found)
 	}
 }
 
