@@ -1,0 +1,133 @@
+package main
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault/vaulttest"
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+	"github.com/stint-dev/stint/sdk/agent"
+)
+
+// hundreds is an installation with a Vault of its own, whose one-time passwords and certificates are issued by the hundred.
+type hundreds struct {
+	*site
+
+	vault *vaulttest.Fixture
+}
+
+// many issues n one-time passwords and n certificates for a new task.
+func (h hundreds) many(t *testing.T, n int) (*agent.Task, []*agent.Credential) {
+	t.Helper()
+	task := declare(t, h.agent(t, agentPath), 10*time.Minute, otpRole, certRole)
+	out := make([]*agent.Credential, 2*n)
+	var g errgroup.Group
+	g.SetLimit(8)
+	for i := range out {
+		g.Go(func() error {
+			var err error
+			out[i], err = task.Issue(t.Context(), []string{otpRole, certRole}[i%2], agent.IssueOptions{})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return task, out
+}
+
+// gone fails the test unless nothing of these works.
+func (h hundreds) gone(t *testing.T, issued []*agent.Credential) {
+	t.Helper()
+	if left := h.vault.Leases(t, "ssh/creds/stint-otp"); len(left) != 0 {
+		t.Errorf("Vault has %d leases left", len(left))
+	}
+	crl := h.revocations(t, "stepca/internal")
+	for _, c := range issued {
+		if c.Certificate != nil && !crl.holds(c.Certificate.Chain[0]) {
+			t.Errorf("the certificate of %s is not on the CRL", c.Lease.GetName())
+		}
+	}
+}
+
+// TestHundreds completes a task with 100 Vault leases and 100 certificates: none is left, and the summary says how each
+// was proven. With Vault sealed, another says that it is closing, what is still usable, until when, and what is waited
+// for; it finishes by itself when Vault is back.
+func TestHundreds(t *testing.T) {
+	t.Parallel()
+	server := servertest.StartVault(t, servertest.VaultOptions{})
+	f := vaulttest.Setup(t, server)
+	f.SSH(t)
+	auth, _ := tokenAuth(t, f)
+	h := hundreds{vault: f, site: newSite(t, "", vaultBackend(server, auth)+embeddedCA, catalog(limits{}, otpRole, certRole))}
+	h.start(t)
+
+	task, issued := h.many(t, 100)
+	done, err := task.Complete(t.Context(), time.Minute)
+	sum := done.GetTask().GetTeardown()
+	if err != nil || done.GetTask().GetState() != stintv1.TaskState_TASK_STATE_CLOSED || sum.GetFinal() != 200 ||
+		sum.GetByProof()[string(plugins.ReadBack)] != 100 || sum.GetByProof()[string(plugins.OnCRL)] != 100 {
+		t.Fatalf("completed: %v, %v, %v", done.GetTask().GetState(), sum, err)
+	}
+	h.gone(t, issued)
+
+	const few = 20
+	task, issued = h.many(t, few)
+	server.Seal(t)
+	done, err = task.Complete(t.Context(), 3*time.Second)
+	if err != nil || done.GetTask().GetState() != stintv1.TaskState_TASK_STATE_CLOSING {
+		t.Fatalf("completed with Vault sealed: %v, %v", done.GetTask().GetState(), err)
+	}
+	h.stillUsable(t, task, few)
+	server.Unseal(t)
+	h.allClosed(t, h.admin(t))
+	h.gone(t, issued)
+}
+
+// stillUsable reads what a task that is closing says of the leases that Vault still holds.
+func (h hundreds) stillUsable(t *testing.T, task *agent.Task, open int) {
+	t.Helper()
+	var got *stintv1.Task
+	var leases []*stintv1.Lease
+	client := h.agent(t, agentPath)
+	eventually(t, 20*time.Second, func() error {
+		var err error
+		if got, err = client.Tasks().GetTask(t.Context(), &stintv1.GetTaskRequest{Name: task.Name()}); err != nil {
+			return err
+		}
+		answer, err := client.Credentials().ListLeases(t.Context(), &stintv1.ListLeasesRequest{Task: task.Name(), PageSize: 200})
+		if leases = answer.GetLeases(); err == nil && slices.ContainsFunc(leases, func(l *stintv1.Lease) bool {
+			return l.GetState() == stintv1.LeaseState_LEASE_STATE_REVOKING && l.GetLastError() == ""
+		}) {
+			err = errNotYet
+		}
+		return err
+	})
+	if until := got.GetTeardown().GetUsableUntil(); !until.AsTime().After(time.Now()) {
+		t.Errorf("the task says that nothing is usable after %v", until.AsTime())
+	}
+	waiting := 0
+	for _, l := range leases {
+		if l.GetState() == stintv1.LeaseState_LEASE_STATE_REVOKED {
+			continue
+		}
+		waiting++
+		if l.GetLastError() != plugins.ErrUnavailable.Error() || l.GetNextAttempt() == nil || l.GetNotAfter() == nil {
+			t.Errorf("lease %s of %s is %v: last error %q, next attempt %v", l.GetName(), l.GetRole(), l.GetState(), l.GetLastError(), l.GetNextAttempt())
+		}
+	}
+	if inLedger := h.site.ledger(t).open(); waiting != open || inLedger != open {
+		t.Errorf("%d leases are waited for, the ledger has %d open; want %d", waiting, inLedger, open)
+	}
+	for _, l := range h.site.ledger(t).leases {
+		if l.Role == certRole && l.State != lease.Revoked {
+			t.Errorf("a certificate waits for Vault: %s", l.State)
+		}
+	}
+}

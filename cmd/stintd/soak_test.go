@@ -1,0 +1,239 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stint-dev/stint/broker/lease"
+	"github.com/stint-dev/stint/plugins/servertest"
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+	"github.com/stint-dev/stint/sdk/agent"
+)
+
+const (
+	// soakTimeEnv lengthens the soak: a duration such as 10m. soakSeedEnv makes it repeat what another did, as far as
+	// machines can.
+	soakTimeEnv = "STINT_SOAK_TIME"
+	soakSeedEnv = "STINT_SOAK_SEED"
+	soakTime    = 45 * time.Second
+	soakAgents  = 6
+	soakTTL     = 5 * time.Minute
+)
+
+// soak is an installation in which everything fails while agents work.
+type soak struct {
+	*crash
+
+	daemon *daemon
+	server *servertest.Vault
+	faults map[string]int
+	rng    *rand.Rand
+}
+
+// TestSoak lets agents issue, complete, revoke, abandon and expire, while everything that can fail does, at random. In the
+// end it asks every backend for what it holds and tries every credential: nothing is alive that the ledger does not hold
+// as open, nothing works that it calls revoked, and no secret is in any file.
+func TestSoak(t *testing.T) {
+	t.Parallel()
+	seed := soakSeed(t)
+	t.Logf("seed %d: %s=%d repeats it", seed, soakSeedEnv, seed)
+	s := newSoak(t, seed)
+	s.rage(t, seed, soakLength(t))
+
+	began := time.Now()
+	s.daemon.kill(t)
+	s.daemon = s.start(t)
+	s.allClosed(t, s.admin(t))
+	t.Logf("faults %v; %d tasks declared, %d completed, credentials acknowledged %v; failures %v; all closed after %s",
+		s.faults, s.declared, s.completed, s.byRole, s.failed, time.Since(began).Round(100*time.Millisecond))
+	if len(s.issued) < 10 || s.completed == 0 {
+		t.Fatal("too little happened for the test to mean anything")
+	}
+	all := s.checkLedger(t)
+	s.checkVault(t, all)
+	s.checkTokens(t, all)
+	if left := s.vault.Leases(t, "ssh/creds/stint-otp"); len(left) != 0 {
+		t.Errorf("Vault has %d leases of one-time passwords left", len(left))
+	}
+	s.tryAll(t, all)
+	s.verifySecrets(t)
+	for i, client := range s.clients {
+		if err := client.VerifyLog(t.Context()); err != nil {
+			t.Errorf("agent %d verifies the log: %v", i, err)
+		}
+	}
+	s.daemon.stop(t)
+	s.verifyLog(t, s.checkpoints)
+	s.checkStepCA(t, all)
+}
+
+func soakLength(tb testing.TB) time.Duration {
+	tb.Helper()
+	text := os.Getenv(soakTimeEnv)
+	if text == "" {
+		return soakTime
+	}
+	length, err := time.ParseDuration(text)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return length
+}
+
+func soakSeed(tb testing.TB) uint64 {
+	tb.Helper()
+	text := os.Getenv(soakSeedEnv)
+	if text == "" {
+		return rand.Uint64() //nolint:gosec // chance needs no unpredictability
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return seed
+}
+
+func newSoak(tb testing.TB, seed uint64) *soak {
+	tb.Helper()
+	c := &crash{tally: &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}}
+	s := &soak{crash: c, faults: map[string]int{}, rng: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // as above
+	s.server = servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon, OnDisk: true})
+	c.pg = servertest.StartPostgres(tb)
+	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
+	c.caData = onlyFile(tb, filepath.Join(filepath.Dir(tb.TempDir()), "*", "db.bbolt"))
+	c.vault = vaultFor(tb, s.server, c.pg)
+	auth, _ := tokenAuth(tb, c.vault)
+	c.site = newSite(tb, "", vaultBackend(s.server, auth, `  max_request_duration = "`+crashHorizon.String()+`"`)+embeddedCA+remoteCA(tb, c.ca),
+		catalog(limits{dbTTL: "{default: 5m, max: 5m}"}, dbRole, otpRole, certRole, remoteRole))
+	for i := range soakAgents {
+		c.clients = append(c.clients, c.agent(tb, "/agent/s"+strconv.Itoa(i)))
+	}
+	s.daemon = c.start(tb)
+	return s
+}
+
+// rage lets agents work and things fail, and returns when both have ended. Every server runs then.
+func (s *soak) rage(tb testing.TB, seed uint64, length time.Duration) {
+	tb.Helper()
+	var over atomic.Bool
+	var agents sync.WaitGroup
+	for i, client := range s.clients {
+		rng := rand.New(rand.NewPCG(seed, uint64(i)+1)) //nolint:gosec // as above
+		agents.Go(func() {
+			for !over.Load() {
+				s.one(tb, client, rng)
+			}
+		})
+	}
+	for began := time.Now(); time.Since(began) < length; {
+		s.fail(tb)
+		<-time.After(s.span(500*time.Millisecond, 2*time.Second))
+	}
+	over.Store(true)
+	agents.Wait()
+}
+
+// one declares a task, issues for it, and ends it in one of the ways that there are.
+func (s *soak) one(tb testing.TB, c *agent.Client, rng *rand.Rand) {
+	tb.Helper()
+	d := declaration(soakTTL, dbRole, otpRole, certRole, remoteRole)
+	d.IdleTimeout = 4 * time.Second
+	end := rng.IntN(10)
+	if end == 0 { // expires
+		d.TTL = 15 * time.Second
+	}
+	task, err := c.Declare(tb.Context(), d)
+	if err != nil {
+		s.fails(err)
+		<-time.After(50 * time.Millisecond) // the broker is down
+		return
+	}
+	s.note(func() { s.declared++; s.checkpoints = append(s.checkpoints, c.Checkpoint()) })
+	for _, role := range []string{dbRole, otpRole, certRole, remoteRole} {
+		if rng.IntN(4) == 0 {
+			continue
+		}
+		credential, err := task.Issue(tb.Context(), role, agent.IssueOptions{})
+		if err != nil {
+			s.fails(err)
+			continue
+		}
+		s.note(func() { s.issued[credential.Lease.GetName()] = credential; s.byRole[role]++ })
+		if rng.IntN(8) == 0 {
+			if _, err = c.Credentials().RevokeLease(tb.Context(), &stintv1.RevokeLeaseRequest{Name: credential.Lease.GetName()}); err != nil {
+				s.fails(err)
+			}
+		}
+	}
+	if end == 0 {
+		return
+	}
+	ctx, gone := context.WithCancel(tb.Context())
+	defer gone()
+	if end < 3 { // abandoned: the agent is gone, and its idle timeout ends the task
+		gone()
+	}
+	answer, err := task.Complete(ctx, time.Duration(end%2)*2*time.Second)
+	if err != nil {
+		s.fails(err)
+	} else if answer.GetTask().GetState() == stintv1.TaskState_TASK_STATE_CLOSED {
+		s.note(func() { s.completed++ })
+	}
+}
+
+// tryAll uses every credential that was acknowledged.
+func (s *soak) tryAll(t *testing.T, all records) {
+	t.Helper()
+	crl := s.revocations(t, "stepca/internal", "stepca/remote")
+	tried := map[string]int{}
+	for name, credential := range s.issued {
+		role, works := credential.Lease.GetRole(), false
+		switch role {
+		case dbRole:
+			conn, err := login(t.Context(), s.pg, credential)
+			if works = err == nil; works {
+				_ = conn.Close(t.Context())
+			}
+		case otpRole:
+			otp := string(credential.Fields["key"].Expose())
+			_, err := s.vault.Root.Logical().WriteWithContext(t.Context(), "ssh/verify", map[string]any{"otp": otp})
+			works = err == nil
+		default:
+			leaf := credential.Certificate.Chain[0]
+			works = time.Now().Before(leaf.NotAfter) && !crl.holds(leaf)
+		}
+		tried[role]++
+		if l := all.leases[name]; works {
+			t.Errorf("%s of %s still works, and is %s (%s)", name, role, l.State, l.Proof)
+		}
+	}
+	t.Logf("tried %v: none works", tried)
+}
+
+// verifySecrets looks for every secret that was handed out in every file of the installation.
+func (s *soak) verifySecrets(t *testing.T) {
+	t.Helper()
+	var hidden secrets
+	for _, credential := range s.issued {
+		hidden = hidden.with(credential)
+	}
+	hidden.absent(t, s.site)
+}
+
+// open counts the leases that are not final.
+func (r records) open() int {
+	n := 0
+	for _, l := range r.leases {
+		if l.State != lease.Revoked && !l.State.Final() {
+			n++
+		}
+	}
+	return n
+}
