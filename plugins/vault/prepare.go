@@ -60,7 +60,7 @@ func (b *Backend) prepare(ctx context.Context, req plugins.Request) (plugins.Pre
 		return plugins.Prepared{}, err
 	}
 	h, err := handle{
-		Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: req.NotAfter.Unix(),
+		Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: asked.Add(max(req.Role.MaxTTL, req.NotAfter.Sub(asked))).Unix(),
 	}.encode()
 	if err != nil {
 		return plugins.Prepared{}, err

@@ -164,9 +164,11 @@ func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugi
 	if _, err := b.own(ctx, put("sys/leases/tidy", map[string]any{})); err != nil {
 		return plugins.Ending{}, fmt.Errorf("%w: tidy leases: %w", plugins.ErrNotProven, err)
 	}
+	// What Vault made and forgot was never cut: it lives as long as the engine gives by itself, which Check holds to the
+	// role's maximum.
 	until := held.NotAfter
-	if until.IsZero() {
-		until = h.until()
+	if latest := h.until(); latest.After(until) {
+		until = latest
 	}
 	return plugins.Ending{
 		Proof: plugins.Swept, At: time.Now(), UsableUntil: until, Detail: "Vault: token gone; tidying of its leases begun",
