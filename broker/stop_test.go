@@ -409,3 +409,24 @@ func TestSuspensionRaces(t *testing.T) {
 		h.wantSuspended()
 	})
 }
+
+// TestStopGivesWayToShutdown: only where the broker stops does a stop end before its next page.
+func TestStopGivesWayToShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t)
+		work := h.as("a", "plain")
+		ctx, end := context.WithCancelCause(t.Context())
+		end(fault.New(fault.ShuttingDown, "the broker is stopping"))
+		everybody := broker.StopOrder{Target: stop.Target{Kind: stop.All}}
+		want(t, h.broker.StopAll(ctx, operator(), everybody, nil), fault.ShuttingDown)
+		if h.task(work.ID).State != task.Active || len(h.recorded(audit.StopAsked, "")) != 0 {
+			t.Error("a page was closed")
+		}
+		ctx, end = context.WithCancelCause(t.Context())
+		end(fault.New(fault.SVIDExpired, "the operator's"))
+		if err := h.broker.StopAll(ctx, operator(), everybody, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		h.until(time.Minute, func() bool { return h.task(work.ID).State == task.Closed })
+	})
+}

@@ -129,12 +129,13 @@ func (a *app) pull(cmd *cobra.Command, t stopTarget, f stopFlags) error {
 	if ask && !isTerminal(a.stdin) {
 		return usage("standard input is no terminal to confirm on; --yes stops %s without asking", t)
 	}
-	return a.with(func(ctx context.Context, s session, _ []string) error {
-		if ask {
-			if err := s.confirm(ctx, t, f); err != nil {
-				return err
-			}
+	if ask { // on a connection of its own: who types slowly must not cut the waiting short
+		err := a.with(func(ctx context.Context, s session, _ []string) error { return s.confirm(ctx, t, f) })(cmd, nil)
+		if err != nil {
+			return err
 		}
+	}
+	return a.with(func(ctx context.Context, s session, _ []string) error {
 		last, err := s.stopAndFollow(ctx, t, f)
 		if last == nil {
 			return err
