@@ -20,9 +20,6 @@ import (
 	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
-// programs is how many random programs a run of the tests takes; -rapid.checks beyond it changes nothing.
-const programs = 15
-
 // op is one step of a random program. What it does not need is ignored.
 type op struct {
 	Do      string
@@ -273,10 +270,10 @@ func (m *model) crash(o op) {
 	}
 	m.store.kill()
 	tb := m.tb
-	m.house.tb = deaf{tb} // what a dying process complains of is nobody's concern
+	m.tb = deaf{tb} // what a dying process complains of is nobody's concern
 	m.endLoop()
 	m.stop()
-	m.house.tb = tb
+	m.tb = tb
 	m.start()
 	m.startLoop()
 }
@@ -384,6 +381,11 @@ func (m *model) check(at string) {
 			m.tb.Errorf("%s: credential %s is alive, its lease is %q", at, id, l.State)
 		}
 	}
+	m.checkGiven(at, leases)
+}
+
+// checkGiven sees that what was handed out, and not asked to end, works.
+func (m *model) checkGiven(at string, leases map[lease.ID]lease.Lease) {
 	for id, g := range m.given {
 		l := leases[id]
 		// At the very end of a credential or its task either may be the case.

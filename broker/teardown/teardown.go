@@ -151,7 +151,7 @@ func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration
 	}
 	waiting := false
 	for _, name := range lanes {
-		if err := l.startLane(ctx, name, workers); err != nil {
+		if err = l.startLane(ctx, name, workers); err != nil {
 			return maxIdle, err
 		}
 		waiting = waiting || l.lane[name].free(time.Now()) == 0

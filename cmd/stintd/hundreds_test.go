@@ -112,6 +112,12 @@ func (h hundreds) stillUsable(t *testing.T, task *agent.Task, open int) {
 	if until := got.GetTeardown().GetUsableUntil(); !until.AsTime().After(time.Now()) {
 		t.Errorf("the task says that nothing is usable after %v", until.AsTime())
 	}
+	h.waited(t, leases, open)
+}
+
+// waited looks at what the leases say that Vault still holds, and holds it against the ledger.
+func (h hundreds) waited(t *testing.T, leases []*stintv1.Lease, open int) {
+	t.Helper()
 	waiting := 0
 	for _, l := range leases {
 		if l.GetState() == stintv1.LeaseState_LEASE_STATE_REVOKED {

@@ -24,10 +24,16 @@ func (s *soak) fail(tb testing.TB) {
 		name string
 		do   func(tb testing.TB)
 	}{
-		{"stintd killed", s.killStintd}, {"stintd frozen", s.freezeStintd}, {"stintd restarted", s.restartStintd},
-		{"vault sealed", s.sealVault}, {"vault killed", s.killVault}, {"vault frozen", s.freezeVault},
-		{"step-ca down", s.stopStepCA}, {"step-ca frozen", s.freezeStepCA},
-		{"postgres restarted", func(tb testing.TB) { tb.Helper(); s.pg.Restart(tb) }}, {"postgres down", s.stopPostgres},
+		{"stintd killed", s.killStintd},
+		{"stintd frozen", s.freezeStintd},
+		{"stintd restarted", s.restartStintd},
+		{"vault sealed", s.sealVault},
+		{"vault killed", s.killVault},
+		{"vault frozen", s.freezeVault},
+		{"step-ca down", s.stopStepCA},
+		{"step-ca frozen", s.freezeStepCA},
+		{"postgres restarted", func(tb testing.TB) { tb.Helper(); s.pg.Restart(tb) }},
+		{"postgres down", s.stopPostgres},
 		{"ledger locked", s.lockLedger},
 	}
 	fault := all[s.rng.IntN(len(all))]

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/plugins/servertest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 	"github.com/stint-dev/stint/sdk/agent"
@@ -91,7 +90,7 @@ func soakSeed(tb testing.TB) uint64 {
 	tb.Helper()
 	text := os.Getenv(soakSeedEnv)
 	if text == "" {
-		return rand.Uint64() //nolint:gosec // chance needs no unpredictability
+		return rand.Uint64()
 	}
 	seed, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
@@ -103,7 +102,7 @@ func soakSeed(tb testing.TB) uint64 {
 func newSoak(tb testing.TB, seed uint64) *soak {
 	tb.Helper()
 	c := &crash{tally: &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}}
-	s := &soak{crash: c, faults: map[string]int{}, rng: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // as above
+	s := &soak{crash: c, faults: map[string]int{}, rng: rand.New(rand.NewPCG(seed, 0))}
 	s.server = servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon, OnDisk: true})
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
@@ -125,7 +124,7 @@ func (s *soak) rage(tb testing.TB, seed uint64, length time.Duration) {
 	var over atomic.Bool
 	var agents sync.WaitGroup
 	for i, client := range s.clients {
-		rng := rand.New(rand.NewPCG(seed, uint64(i)+1)) //nolint:gosec // as above
+		rng := rand.New(rand.NewPCG(seed, uint64(i)+1))
 		agents.Go(func() {
 			for !over.Load() {
 				s.one(tb, client, rng)
@@ -160,14 +159,8 @@ func (s *soak) one(tb testing.TB, c *agent.Client, rng *rand.Rand) {
 		if rng.IntN(4) == 0 {
 			continue
 		}
-		credential, err := task.Issue(tb.Context(), role, agent.IssueOptions{})
-		if err != nil {
-			s.fails(err)
-			continue
-		}
-		s.note(func() { s.issued[credential.Lease.GetName()] = credential; s.byRole[role]++ })
-		if rng.IntN(8) == 0 {
-			if _, err = c.Credentials().RevokeLease(tb.Context(), &stintv1.RevokeLeaseRequest{Name: credential.Lease.GetName()}); err != nil {
+		if name := s.issueOne(tb, task, role); name != "" && rng.IntN(8) == 0 {
+			if _, err = c.Credentials().RevokeLease(tb.Context(), &stintv1.RevokeLeaseRequest{Name: name}); err != nil {
 				s.fails(err)
 			}
 		}
@@ -188,33 +181,53 @@ func (s *soak) one(tb testing.TB, c *agent.Client, rng *rand.Rand) {
 	}
 }
 
+// issueOne issues a credential and returns its lease's name, or nothing.
+func (s *soak) issueOne(tb testing.TB, task *agent.Task, role string) string {
+	tb.Helper()
+	credential, err := task.Issue(tb.Context(), role, agent.IssueOptions{})
+	if err != nil {
+		s.fails(err)
+		return ""
+	}
+	name := credential.Lease.GetName()
+	s.note(func() { s.issued[name] = credential; s.byRole[role]++ })
+	return name
+}
+
 // tryAll uses every credential that was acknowledged.
 func (s *soak) tryAll(t *testing.T, all records) {
 	t.Helper()
 	crl := s.revocations(t, "stepca/internal", "stepca/remote")
 	tried := map[string]int{}
 	for name, credential := range s.issued {
-		role, works := credential.Lease.GetRole(), false
-		switch role {
-		case dbRole:
-			conn, err := login(t.Context(), s.pg, credential)
-			if works = err == nil; works {
-				_ = conn.Close(t.Context())
-			}
-		case otpRole:
-			otp := string(credential.Fields["key"].Expose())
-			_, err := s.vault.Root.Logical().WriteWithContext(t.Context(), "ssh/verify", map[string]any{"otp": otp})
-			works = err == nil
-		default:
-			leaf := credential.Certificate.Chain[0]
-			works = time.Now().Before(leaf.NotAfter) && !crl.holds(leaf)
-		}
+		role := credential.Lease.GetRole()
+		works := s.works(t, credential, crl)
 		tried[role]++
 		if l := all.leases[name]; works {
 			t.Errorf("%s of %s still works, and is %s (%s)", name, role, l.State, l.Proof)
 		}
 	}
 	t.Logf("tried %v: none works", tried)
+}
+
+// works uses a credential.
+func (s *soak) works(t *testing.T, credential *agent.Credential, crl revocations) bool {
+	t.Helper()
+	switch credential.Lease.GetRole() {
+	case dbRole:
+		conn, err := login(t.Context(), s.pg, credential)
+		if err == nil {
+			_ = conn.Close(t.Context())
+		}
+		return err == nil
+	case otpRole:
+		otp := string(credential.Fields["key"].Expose())
+		_, err := s.vault.Root.Logical().WriteWithContext(t.Context(), "ssh/verify", map[string]any{"otp": otp})
+		return err == nil
+	default:
+		leaf := credential.Certificate.Chain[0]
+		return time.Now().Before(leaf.NotAfter) && !crl.holds(leaf)
+	}
 }
 
 // verifySecrets looks for every secret that was handed out in every file of the installation.
@@ -231,7 +244,7 @@ func (s *soak) verifySecrets(t *testing.T) {
 func (r records) open() int {
 	n := 0
 	for _, l := range r.leases {
-		if l.State != lease.Revoked && !l.State.Final() {
+		if !l.State.Final() {
 			n++
 		}
 	}
