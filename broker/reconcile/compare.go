@@ -251,6 +251,7 @@ func problem(err error) string {
 	}
 	for _, class := range []error{
 		plugins.ErrUnavailable, plugins.ErrMisconfigured, plugins.ErrNotProven, plugins.ErrUnknownHandle, plugins.ErrGone,
+		errNoCRL, errOldCRL,
 	} {
 		if errors.Is(err, class) {
 			return class.Error()

@@ -12,8 +12,11 @@ import (
 	"github.com/stint-dev/stint/plugins"
 )
 
-// errNoCRL is returned for what does not parse, or holds serials that are no lease's.
-var errNoCRL = errors.New("the backend's CRL cannot be read")
+// Why a CRL cannot be compared.
+var (
+	errNoCRL  = errors.New("the backend's CRL cannot be read")
+	errOldCRL = errors.New("the backend's CRL is out of date")
+)
 
 // byCRL compares with a CA. A CA does not list what it has signed (an embedded one keeps nothing but the ledger's rows), but
 // its CRL says what it believes to be revoked, and the serials are lease IDs. So what it has issued to others stays unseen,
@@ -53,6 +56,9 @@ func readCRL(ctx context.Context, publisher plugins.Publisher) (*x509.Revocation
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", errNoCRL, err)
+	}
+	if list.NextUpdate.Before(time.Now()) {
+		return nil, nil, fmt.Errorf("%w since %s", errOldCRL, list.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	revoked := map[lease.ID]bool{}
 	for _, entry := range list.RevokedCertificateEntries {

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"math/big"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -58,6 +59,7 @@ type ca struct {
 	mu      sync.Mutex // guards all below
 	revoked map[plugins.LeaseID]bool
 	down    bool
+	next    time.Duration // from now to the next update
 }
 
 func newCA(t *testing.T) *ca {
@@ -79,7 +81,7 @@ func newCA(t *testing.T) *ca {
 		t.Fatal(err)
 	}
 	return &ca{
-		Backend: plugintest.NewMemory(plugintest.MemoryConfig{}), key: key, cert: cert, revoked: map[plugins.LeaseID]bool{},
+		Backend: plugintest.NewMemory(plugintest.MemoryConfig{}), key: key, cert: cert, revoked: map[plugins.LeaseID]bool{}, next: time.Minute,
 	}
 }
 
@@ -94,6 +96,13 @@ func (c *ca) set(id plugins.LeaseID, revoked bool) {
 	c.revoked[id] = revoked
 }
 
+// fail makes CRLs end then, or be unavailable.
+func (c *ca) fail(next time.Duration, down bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next, c.down = next, down
+}
+
 func (c *ca) Bundle() [][]byte { return [][]byte{c.cert.Raw} }
 
 func (c *ca) CRL(context.Context) ([]byte, error) {
@@ -102,7 +111,7 @@ func (c *ca) CRL(context.Context) ([]byte, error) {
 	if c.down {
 		return nil, errors.Join(plugins.ErrUnavailable, errors.New("down"))
 	}
-	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Minute)}
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now().Add(min(0, 2*c.next)), NextUpdate: time.Now().Add(c.next)}
 	for id, revoked := range c.revoked {
 		if revoked {
 			list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{
@@ -178,9 +187,11 @@ func TestCRLGaps(t *testing.T) {
 		pass(2 * time.Minute)
 		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}))
 
-		backend.mu.Lock()
-		backend.down = true
-		backend.mu.Unlock()
+		backend.fail(-time.Second, false)
+		if inv := f.compare(t, reconcile.Order{Backend: "ca/a"}); len(inv.Gaps) != 2 || !strings.Contains(inv.Gaps[1].Problem, "out of date") {
+			t.Errorf("%+v", inv)
+		}
+		backend.fail(time.Minute, true)
 		if inv := f.compare(t, reconcile.Order{Backend: "ca/a"}); len(inv.Gaps) != 2 || inv.Gaps[1].Permanent {
 			t.Errorf("%+v", inv)
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
@@ -10,11 +11,14 @@ import (
 
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/brokertest"
+	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/reconcile"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/status"
 	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/secret"
 	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/stepca"
 	"github.com/stint-dev/stint/plugins/vault"
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -192,4 +196,71 @@ func revokeBehind(t *testing.T, f *vaulttest.Fixture, admin stintv1.AdminService
 		}
 		return nil
 	})
+}
+
+// A certificate that was revoked at a step-ca by somebody else is on its CRL, and so gone.
+func TestReconcileStepCA(t *testing.T) {
+	t.Parallel()
+	ca := servertest.StartStepCA(t, servertest.StepCAOptions{})
+	s := newSite(t, "", remoteCA(t, ca), catalog(limits{}, remoteRole))
+	s.start(t)
+	task := declare(t, s.agent(t, agentPath), 10*time.Minute, remoteRole)
+	cred, other := issue(t, task, remoteRole), issue(t, task, remoteRole)
+	revokeAt(t, ca, cred.Lease)
+
+	admin := s.admin(t).Admin()
+	eventually(t, 60*time.Second, func() error { // until the broker has fetched the CRL
+		res, err := admin.Reconcile(t.Context(), &stintv1.ReconcileRequest{})
+		if err != nil {
+			return err
+		}
+		inv := res.GetInventories()[0]
+		if inv.GetGone() == 0 {
+			return errNotYet
+		}
+		if inv.GetSource() != "crl" || inv.GetStrays() != 0 || len(inv.GetDifferences()) != 1 ||
+			inv.GetDifferences()[0].GetLease().GetName() != cred.Lease.GetName() {
+			t.Errorf("%v", inv)
+		}
+		return nil
+	})
+	if _, err := admin.Reconcile(t.Context(), &stintv1.ReconcileRequest{Settle: true}); err != nil {
+		t.Fatal(err)
+	}
+	credentials := s.admin(t).Credentials()
+	eventually(t, 20*time.Second, func() error {
+		l, err := credentials.GetLease(t.Context(), &stintv1.GetLeaseRequest{Name: cred.Lease.GetName()})
+		if err != nil || l.GetProof() != string(plugins.OnCRL) {
+			return errNotYet
+		}
+		return nil
+	})
+	l, err := credentials.GetLease(t.Context(), &stintv1.GetLeaseRequest{Name: other.Lease.GetName()})
+	if err != nil || l.GetState() != stintv1.LeaseState_LEASE_STATE_ACTIVE {
+		t.Errorf("the other one is %v, %v", l.GetState(), err)
+	}
+}
+
+// revokeAt revokes a certificate at a step-ca with the provisioner's key, as whoever else has it could.
+func revokeAt(t *testing.T, ca *servertest.StepCA, l *stintv1.Lease) {
+	t.Helper()
+	key, err := json.Marshal(ca.ProvisionerKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend, err := stepca.New(stepca.Config{
+		Instance: "stepca/remote", Mode: stepca.Remote, TaskTrustDomain: "tasks.example.org",
+		Remote: stepca.RemoteConfig{URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key)},
+	}, zaptest.NewLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := lease.ParseID(strings.TrimPrefix(l.GetName(), "leases/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := backend.Revoke(t.Context(), plugins.Held{Lease: id, NotAfter: l.GetNotAfter().AsTime()})
+	if err != nil || end.Proof != plugins.OnCRL {
+		t.Fatalf("revoke at the CA: %+v, %v", end, err)
+	}
 }
