@@ -137,3 +137,38 @@ func (h hundreds) waited(t *testing.T, leases []*stintv1.Lease, open int) {
 		}
 	}
 }
+
+// TestPostgresDown completes a task while the database behind Vault is down. Its one-time password and its certificate end
+// at once; its database user, when the database is back.
+func TestPostgresDown(t *testing.T) {
+	t.Parallel()
+	server, pg := servertest.StartVault(t, servertest.VaultOptions{}), servertest.StartPostgres(t)
+	f := vaultFor(t, server, pg)
+	auth, _ := tokenAuth(t, f)
+	h := hundreds{vault: f, site: newSite(t, "", vaultBackend(server, auth)+embeddedCA, catalog(limits{}, dbRole, otpRole, certRole))}
+	h.start(t)
+	task := declare(t, h.agent(t, agentPath), 10*time.Minute, dbRole, otpRole, certRole)
+	for range 3 {
+		for _, role := range []string{dbRole, otpRole, certRole} {
+			issue(t, task, role)
+		}
+	}
+	pg.Stop(t)
+	done, err := task.Complete(t.Context(), 5*time.Second)
+	if err != nil || done.GetTask().GetState() != stintv1.TaskState_TASK_STATE_CLOSING {
+		t.Errorf("completed with PostgreSQL down: %v, %v", done.GetTask().GetState(), err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		for _, l := range h.site.ledger(t).leases {
+			if l.State.Final() != (l.Role != dbRole) {
+				return h.unfinished(t)
+			}
+		}
+		return nil
+	})
+	pg.Restart(t)
+	h.allClosed(t, h.admin(t))
+	if n := users(t, pg, "v-%"); n != 0 {
+		t.Errorf("PostgreSQL has %d users left", n)
+	}
+}
