@@ -23,6 +23,8 @@ type Snapshot struct {
 	AuditSize int64
 	// FreeDisk is the free space under the ledger in bytes; negative where it is not known.
 	FreeDisk int64
+	// LanesHeld is how many lanes of teardown do not answer now.
+	LanesHeld int
 	// SVIDExpiry is the end of the broker's own SVID; zero where there is none.
 	SVIDExpiry time.Time
 }
@@ -36,7 +38,7 @@ type gauges struct {
 
 	readable, ready, backendUp, caExpiry   *prometheus.Desc
 	tasks, leases, stuck, backlog, overdue *prometheus.Desc
-	auditSize, freeDisk, svidExpiry        *prometheus.Desc
+	held, auditSize, freeDisk, svidExpiry  *prometheus.Desc
 }
 
 func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publishers []Publisher, log *zap.Logger) *gauges {
@@ -54,6 +56,7 @@ func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publ
 		stuck:      desc("leases_stuck", "Leases whose end is overdue. Alert above 0."),
 		backlog:    desc("teardown_backlog", "Leases that teardown should have looked at by now."),
 		overdue:    desc("teardown_oldest_seconds", "For how long the oldest of the backlog has been due."),
+		held:       desc("teardown_lanes_held", "Mounts of backends that do not answer teardown: each is asked by one attempt at a time."),
 		auditSize:  desc("audit_size", "Records in the audit log."),
 		freeDisk:   desc("free_disk_bytes", "Free space where the ledger is."),
 		svidExpiry: desc("svid_expiry_seconds", "Seconds until the broker's own SVID expires."),
@@ -64,7 +67,7 @@ func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publ
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.readable, g.ready, g.backendUp, g.caExpiry, g.tasks, g.leases, g.stuck, g.backlog, g.overdue,
-		g.auditSize, g.freeDisk, g.svidExpiry,
+		g.held, g.auditSize, g.freeDisk, g.svidExpiry,
 	} {
 		ch <- d
 	}
@@ -121,6 +124,7 @@ func (g *gauges) state(out sink, s Snapshot, now time.Time) {
 		oldest = max(0, now.Sub(s.Stats.OldestDue).Seconds())
 	}
 	out.gauge(g.overdue, oldest)
+	out.gauge(g.held, float64(s.LanesHeld))
 	out.gauge(g.auditSize, float64(s.AuditSize))
 	if s.FreeDisk >= 0 {
 		out.gauge(g.freeDisk, float64(s.FreeDisk))

@@ -57,6 +57,7 @@ type house struct {
 	catalog    *broker.Catalog
 	broker     *broker.Broker
 	reconciler *reconcile.Reconciler
+	teardown   *teardown.Loop
 	server     *server.Server
 	status     *status.Server
 	guard      *x509svid.Credentials
@@ -140,11 +141,11 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	upper, upperCtx := errgroup.WithContext(base)
 	upperCtx, stopUpper := context.WithCancel(upperCtx)
 	defer stopUpper()
-	loop := teardown.New(teardown.Config{
+	h.teardown = teardown.New(teardown.Config{
 		Ledger: h.ledger, Backends: h.backends, Presence: h.broker.Presence(), StuckAfter: h.cfg.Teardown.StuckAfter,
 		Logger: h.logger.Named("teardown"),
 	})
-	upper.Go(func() error { return loop.Run(upperCtx) })
+	upper.Go(func() error { return h.teardown.Run(upperCtx) })
 	upper.Go(func() error { return h.broker.Run(upperCtx) })
 	upper.Go(func() error { return h.reconciler.Run(upperCtx) })
 	upper.Go(func() error { return h.guard.Run(upperCtx) })
