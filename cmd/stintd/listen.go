@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 
@@ -18,11 +19,9 @@ import (
 	"github.com/stint-dev/stint/attestor/jwtsvid"
 	"github.com/stint-dev/stint/attestor/peercred"
 	"github.com/stint-dev/stint/attestor/x509svid"
-	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
-	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/server"
 	"github.com/stint-dev/stint/broker/status"
 	"github.com/stint-dev/stint/plugins"
@@ -62,9 +61,10 @@ func (h *house) endpoints(ctx context.Context, domains attestor.Domains) ([]serv
 	limit := int(h.cfg.Limits.MaxMessage)
 	att := x509svid.New(h.source, domains)
 	count := server.HandshakeRefused(h.broker, "grpc")
+	seldom := rate.Sometimes{First: 10, Interval: time.Second} // strangers must not fill the log
 	h.guard = att.Credentials(func(remote net.Addr, err error) {
 		count(remote, err)
-		h.logger.Info("handshake refused", zap.Stringer("remote", remote), zap.Error(err))
+		seldom.Do(func() { h.logger.Info("handshake refused", zap.Stringer("remote", remote), zap.Error(err)) })
 	})
 	grpcListener, err := listenTCP(ctx, h.cfg.Listen.GRPC)
 	if err != nil {
@@ -188,42 +188,4 @@ func (h *house) openExporter() error {
 		Source: h.ledger, File: h.cfg.Audit.File, Checkpoints: h.cfg.Audit.Checkpoints, Logger: h.logger.Named("audit"),
 	})
 	return err
-}
-
-// loadResources reads the folder of resources, where there is one, and makes it what is in force.
-func (h *house) loadResources(ctx context.Context) error {
-	if h.cfg.Resources == "" {
-		return nil
-	}
-	files, err := readResources(h.cfg.Resources)
-	if err != nil {
-		return err
-	}
-	h.catalog.SetReadOnly(true)
-	applied, err := h.catalog.Load(ctx, broker.Caller{}, files)
-	for _, warning := range applied.Warnings {
-		h.logger.Warn(warning)
-	}
-	return err
-}
-
-// readResources reads every .yaml and .yml file of a folder, by name.
-func readResources(dir string) ([]resource.File, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("resources: %w", err)
-	}
-	var files []resource.File
-	for _, e := range entries {
-		if ext := filepath.Ext(e.Name()); e.IsDir() || (ext != ".yaml" && ext != ".yml") {
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return nil, fmt.Errorf("resources: %w", err)
-		}
-		files = append(files, resource.File{Name: path, YAML: string(raw), Source: path})
-	}
-	return files, nil
 }

@@ -14,6 +14,7 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // from then on a second signal ends the process at once
 	err := newRoot().ExecuteContext(ctx)
 	stop()
 	if err != nil {

@@ -17,7 +17,6 @@ import (
 
 	"github.com/stint-dev/stint/attestor/devdomain"
 	"github.com/stint-dev/stint/attestor/source"
-	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/config"
 )
 
@@ -30,7 +29,8 @@ func serveCommand() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run the broker",
 		Long: `Run the broker until SIGTERM. It then admits nothing more, finishes what is in flight, leaves open tasks open
-and says so. SIGHUP reads resources again and reopens the audit files; on an error the old stay in force.`,
+and says so; a second SIGTERM ends it at once. SIGHUP reads resources again and reopens the audit files; on an error the
+old stay in force. Other keys that changed are named in the log, and take a restart.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), path) },
 	}
@@ -40,7 +40,10 @@ and says so. SIGHUP reads resources again and reopens the audit files; on an err
 
 func serve(ctx context.Context, path string) error {
 	started := time.Now()
-	cfg, err := config.Load(path, builtinNames()...)
+	hangup := make(chan os.Signal, 1) // from the first moment on: unheard, SIGHUP would end the process
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	cfg, keys, err := readConfig(path)
 	if err != nil {
 		return err
 	}
@@ -48,7 +51,7 @@ func serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	src, reload, err := openIdentity(ctx, cfg, logger)
+	src, identity, err := openIdentity(ctx, cfg, logger)
 	if err != nil {
 		return err
 	}
@@ -70,50 +73,9 @@ func serve(ctx context.Context, path string) error {
 	return h.run(ctx, func(ctx context.Context) error {
 		logger.Info("ready", zap.String("version", version), zap.Stringer("id", src.ID()), zap.String("grpc", cfg.Listen.GRPC),
 			zap.String("http", cfg.Listen.HTTP), zap.Duration("took", time.Since(started)))
-		h.onHangup(ctx, path, reload)
+		h.onHangup(ctx, reloader{path: path, started: keys, identity: identity, hangup: hangup})
 		return nil
 	})
-}
-
-// onHangup reloads on SIGHUP until ctx is done, and returns then.
-func (h *house) onHangup(ctx context.Context, path string, reload func() error) {
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			if err := h.reload(ctx, path, reload); err != nil {
-				h.logger.Error("reload refused; what was in force stays in force", zap.Error(err))
-				continue
-			}
-			h.logger.Info("reloaded", zap.String("policy_set", h.policySet()))
-		}
-	}
-}
-
-// reload reads the configuration again to see that it is valid, then what can change while serving: resources, the files
-// of the identity, and the audit files.
-func (h *house) reload(ctx context.Context, path string, identity func() error) error {
-	fresh, err := config.Load(path, builtinNames()...)
-	if err != nil {
-		return err
-	}
-	if fresh.Resources != h.cfg.Resources {
-		h.cfg.Resources = fresh.Resources
-	}
-	if err := identity(); err != nil {
-		return err
-	}
-	if err := h.loadResources(ctx); err != nil {
-		return err
-	}
-	if h.exporter != nil {
-		h.exporter.Reopen()
-	}
-	return h.record(ctx, audit.ConfigReloaded, "")
 }
 
 // openIdentity opens where the daemon's own SVID comes from. reload reads files again, and does nothing for a Workload API.
