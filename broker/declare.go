@@ -145,7 +145,7 @@ func newTask(c Caller, d Declaration, decision policy.TaskDecision, now time.Tim
 		ID: id, ShortName: task.ShortName(d.Purpose, id, task.ShortLength), Agent: c.agent(),
 		Profile: p.Name, Owner: p.Owner, Sponsor: p.Sponsor, Purpose: d.Purpose, Description: d.Description,
 		Labels: d.Labels, Grants: decision.Grants(), State: task.Active,
-		NotAfter: decision.NotAfter(), IdleTimeout: decision.IdleTimeout(), CreatedAt: now,
+		NotAfter: decision.NotAfter(), IdleTimeout: decision.IdleTimeout(), CreatedAt: now, LastSeen: now,
 		RequestID: d.RequestID, PolicySet: decision.PolicySet(),
 	}
 	t.NextAt = t.NotAfter

@@ -52,7 +52,7 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	if err != nil || again != nil {
 		return b.fromLease(again), err
 	}
-	b.presence.Touch(t.ID, now)
+	b.heard(t, nil)
 	denied := denial{event: audit.LeaseDenied, task: &t, roles: []string{req.Role}}
 	decision, err := b.decide(ctx, c, req, t, now)
 	if err != nil {

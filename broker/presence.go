@@ -54,19 +54,24 @@ func (p *Presence) Watch(id task.ID) (done func(now time.Time)) {
 	}
 }
 
-// LastSeen returns when the task's agent was last heard of: now while a watch is open, and never before the start.
-func (p *Presence) LastSeen(id task.ID, now time.Time) time.Time {
+// Heard returns when the task's agent was last heard of since the start: now while a watch is open, and false where it was
+// not heard of.
+func (p *Presence) Heard(id task.ID, now time.Time) (time.Time, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.seen[id]
-	switch {
-	case !ok:
-		return p.started
-	case s.watches > 0:
-		return now
-	default:
-		return s.last
+	if s.watches > 0 {
+		return now, true
 	}
+	return s.last, ok
+}
+
+// LastSeen is Heard for who has to decide: where the agent was not heard of, it returns the start.
+func (p *Presence) LastSeen(id task.ID, now time.Time) time.Time {
+	if heard, ok := p.Heard(id, now); ok {
+		return heard
+	}
+	return p.started
 }
 
 // Forget drops what is known of a closed task.

@@ -199,8 +199,10 @@ func (b *Broker) Watch(ctx context.Context, c Caller, ref TaskRef, send func(tas
 	}
 	changed, done := b.ledger.Subscribe(t.ID)
 	defer done()
-	seen := b.presence.Watch(t.ID)
-	defer func() { seen(time.Now()) }()
+	if t.State == task.Active {
+		seen := b.presence.Watch(t.ID)
+		defer func() { seen(time.Now()) }()
+	}
 	for {
 		if t, err = b.readTask(ctx, TaskRef{ID: t.ID}, c.agent()); err != nil {
 			return err
@@ -216,5 +218,10 @@ func (b *Broker) Watch(ctx context.Context, c Caller, ref TaskRef, send func(tas
 	}
 }
 
-// LastSeen returns when the agent of a task was last heard of.
-func (b *Broker) LastSeen(id task.ID) time.Time { return b.presence.LastSeen(id, time.Now()) }
+// LastSeen returns when the agent of a task was last heard of: by this process, or else as it was last written.
+func (b *Broker) LastSeen(t task.Task) time.Time {
+	if heard, ok := b.presence.Heard(t.ID, time.Now()); ok {
+		return heard
+	}
+	return t.LastSeen
+}

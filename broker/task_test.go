@@ -286,7 +286,7 @@ func TestAbandoned(t *testing.T) { //nolint:cyclop // one story, looked at from 
 		for range 6 {
 			pass(30 * time.Second)
 			_, until, err := h.broker.KeepAlive(t.Context(), agent("b"), ref(kept))
-			if err != nil || !until.Equal(time.Now().Add(time.Minute)) || !h.broker.LastSeen(kept.ID).Equal(time.Now()) {
+			if err != nil || !until.Equal(time.Now().Add(time.Minute)) || !h.broker.LastSeen(kept).Equal(time.Now()) {
 				t.Errorf("keep alive until %s, %v", until, err)
 			}
 		}

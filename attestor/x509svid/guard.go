@@ -55,7 +55,7 @@ func (c *Credentials) ServerHandshake(inner net.Conn) (net.Conn, credentials.Aut
 	}
 	if err := c.admit(guarded, info); err != nil {
 		c.refused(inner.RemoteAddr(), err)
-		return nil, nil, errors.Join(err, inner.Close())
+		return nil, nil, errors.Join(err, guarded.Close())
 	}
 	return tlsConn, info, nil
 }

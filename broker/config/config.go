@@ -124,7 +124,7 @@ func Default() Config {
 		},
 		Limits: Limits{
 			ConnectionMaxAge:     10 * time.Minute,
-			ConnectionGrace:      30 * time.Second,
+			ConnectionGrace:      75 * time.Second, // above the longest wait of a call, 60 s
 			HandshakeTimeout:     10 * time.Second,
 			MaxConcurrentStreams: 128,
 			MaxMessage:           256 * KiB,

@@ -2,9 +2,12 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -184,18 +187,28 @@ func problemOf(err error) string {
 	return "invalid"
 }
 
+// broke is true of a connection that ended, was not TLS, or said nothing in time, as port probes do.
+func broke(err error) bool {
+	_, record := errors.AsType[tls.RecordHeaderError](err)
+	network, ok := errors.AsType[net.Error](err)
+	return record || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) ||
+		errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) || (ok && network.Timeout())
+}
+
 // Refuser counts calls that were refused before the broker saw them. *broker.Broker is one.
 type Refuser interface {
 	// Refused counts one; it must not block.
 	Refused(actor audit.Actor, reason fault.Reason)
 }
 
-// HandshakeRefused returns what transport credentials call when a handshake fails: where the identity was the reason, it
-// is counted under the endpoint's name, like a refused call. Connections that merely broke are not.
+// HandshakeRefused returns what transport credentials call when a handshake fails: where the identity was the reason, or
+// there was none, it is counted under the endpoint's name, like a refused call. Connections that merely broke are not.
 func HandshakeRefused(r Refuser, endpoint string) func(remote net.Addr, err error) {
 	return func(_ net.Addr, err error) {
 		if _, ok := errors.AsType[*attestor.Error](err); ok {
 			r.Refused(audit.Actor{ID: nobody, Method: endpoint}, refusalOf(err).Reason)
+		} else if !broke(err) {
+			r.Refused(audit.Actor{ID: nobody, Method: endpoint}, fault.Unauthenticated)
 		}
 	}
 }

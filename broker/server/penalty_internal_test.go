@@ -2,8 +2,11 @@ package server
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,10 +47,12 @@ func TestHandshakeRefused(t *testing.T) {
 	t.Parallel()
 	count := counting{}
 	refused := HandshakeRefused(count, "grpc")
-	refused(&net.TCPAddr{}, errors.New("connection reset"))
+	refused(&net.TCPAddr{}, fmt.Errorf("read: %w", syscall.ECONNRESET))
+	refused(&net.TCPAddr{}, io.EOF)
+	refused(&net.TCPAddr{}, errors.New("tls: client didn't provide a certificate"))
 	refused(&net.TCPAddr{}, attestor.Refuse(attestor.ErrUntrusted, "no", nil))
 	refused(&net.TCPAddr{}, attestor.Refuse(attestor.ErrExpired, "late", nil))
-	if len(count) != 2 || count[fault.Unauthenticated] != 1 || count[fault.SVIDExpired] != 1 {
+	if len(count) != 2 || count[fault.Unauthenticated] != 2 || count[fault.SVIDExpired] != 1 {
 		t.Errorf("counted %v", count)
 	}
 }

@@ -149,7 +149,7 @@ func addProfile(who *stintv1.WhoAmIResponse, engine *policy.Engine, id attestor.
 func (s *Server) task(t task.Task) *stintv1.Task {
 	out := taskOf(t)
 	if t.State == task.Active {
-		out.LastSeen = timeOf(s.cfg.Broker.LastSeen(t.ID))
+		out.LastSeen = timeOf(s.cfg.Broker.LastSeen(t))
 	}
 	return out
 }

@@ -126,6 +126,8 @@ type Task struct {
 	CreatedAt   time.Time     `json:"created_at"`
 	ClosingAt   time.Time     `json:"closing_at,omitzero"`
 	ClosedAt    time.Time     `json:"closed_at,omitzero"`
+	// LastSeen is when the agent was heard of, as it was last written: now and then, and not at every call.
+	LastSeen time.Time `json:"last_seen,omitzero"`
 	// NextAt is when the task is looked at again: its deadline, or earlier when it may be idle. Zero once CLOSING.
 	NextAt time.Time `json:"next_at,omitzero"`
 

@@ -55,6 +55,9 @@ func (l *Loop) visit(tx *ledger.Tx, id task.ID, now time.Time) error {
 	default:
 		next := t
 		next.NextAt = t.NotAfter
+		if heard, ok := l.cfg.Presence.Heard(id, now); ok {
+			next.LastSeen = heard
+		}
 		if idle := seen.Add(t.IdleTimeout); t.IdleTimeout > 0 && idle.Before(next.NextAt) {
 			next.NextAt = idle
 		}

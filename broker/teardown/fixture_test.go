@@ -265,6 +265,13 @@ func (p *presence) LastSeen(id task.ID, _ time.Time) time.Time {
 	return p.started
 }
 
+func (p *presence) Heard(id task.ID, _ time.Time) (time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at, ok := p.seen[id]
+	return at, ok
+}
+
 func (p *presence) Forget(id task.ID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -45,6 +45,8 @@ const (
 // Presence says when the agent of a task was last heard of.
 type Presence interface {
 	LastSeen(id task.ID, now time.Time) time.Time
+	// Heard is LastSeen, but false where nothing was heard since this process started.
+	Heard(id task.ID, now time.Time) (time.Time, bool)
 	Forget(id task.ID)
 }
 

@@ -311,7 +311,8 @@ type DeclareTaskRequest struct {
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
 	// The task's length, from when the broker reads it. Prefer not_after where the manifest hash must be known before.
 	Ttl *durationpb.Duration `protobuf:"bytes,5,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// Close the task when nothing was heard of the agent for so long. Unset: the profile's. Never longer than that.
+	// Close the task when nothing was heard of the agent for so long: no call that names the task (GetTask, KeepAlive,
+	// IssueCredential, CompleteTask) and no open WatchTask. Unset: the profile's. Never longer than that.
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	// For the caller's own bookkeeping. Not part of the manifest, never an input to policy.
 	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -1512,7 +1513,7 @@ func (*ListAvailableRolesRequest) Descriptor() ([]byte, []int) {
 	return file_stint_v1_task_proto_rawDescGZIP(), []int{16}
 }
 
-// ParameterInfo describes a parameter of a role.
+// ParameterInfo describes a parameter of a role. Every parameter is a string.
 type ParameterInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.
