@@ -298,3 +298,11 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestGraceOutlastsEveryCall: a call that waits for teardown, 60 s at most, must survive the recycling of its connection.
+func TestGraceOutlastsEveryCall(t *testing.T) {
+	t.Parallel()
+	if grace := config.Default().Limits.ConnectionGrace; grace <= time.Minute {
+		t.Errorf("connection_grace is %s by default", grace)
+	}
+}
