@@ -167,11 +167,11 @@ func (a *api) explain(err error) error {
 			exe = os.Args[0]
 		}
 		uid := os.Getuid()
-		return fmt.Errorf("%w: the Workload API at %s has no identity for this process (uid %d, exe %s): register selector unix:uid:%d: %w",
-			ErrNoIdentity, a.config.Addr, uid, exe, uid, err)
+		return fmt.Errorf("%w: the Workload API at %s has no identity for this process (uid %d, exe %s): register selector unix:uid:%d: %s",
+			ErrNoIdentity, a.config.Addr, uid, exe, uid, Plain(err))
 	}
 	if code == codes.Unavailable || code == codes.DeadlineExceeded {
-		return fmt.Errorf("%w at %s: %w", ErrUnreachable, a.config.Addr, err)
+		return fmt.Errorf("%w at %s: %s", ErrUnreachable, a.config.Addr, Plain(err))
 	}
 	return fmt.Errorf("workload api at %s: %w", a.config.Addr, err)
 }

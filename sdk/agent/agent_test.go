@@ -255,7 +255,7 @@ func TestServerIDMismatchNamesBoth(t *testing.T) {
 	if !errors.Is(err, agent.ErrServerID) || status.Code(err) == codes.Unavailable {
 		t.Fatalf("error %v", err)
 	}
-	for _, id := range []string{"spiffe://example.org/other-stint", b.ServerID()} {
+	for _, id := range []string{"spiffe://example.org/other-stint", b.ServerID(), "FAILED_PRECONDITION: "} {
 		if !strings.Contains(err.Error(), id) {
 			t.Errorf("%q does not name %s", err, id)
 		}
@@ -284,12 +284,37 @@ func TestUnreachable(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
+	if err = l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	client := connect(t, b, agent.WithAddr(addr))
-	if _, err := client.WhoAmI(t.Context()); status.Code(err) != codes.Unavailable || agent.ReasonOf(err) != stintv1.Reason_REASON_UNSPECIFIED {
+	_, err = client.WhoAmI(t.Context())
+	if status.Code(err) != codes.Unavailable || agent.ReasonOf(err) != stintv1.Reason_REASON_UNSPECIFIED {
 		t.Errorf("error %v", err)
+	}
+	if want := "UNAVAILABLE: the connection to the broker at " + addr + " failed: connection refused"; err.Error() != want {
+		t.Errorf("%q, want %q", err, want)
+	}
+}
+
+// TestSilentBroker: something listens that never answers.
+func TestSilentBroker(t *testing.T) {
+	t.Parallel()
+	b := agenttest.Start(t, agenttest.Config{})
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client := connect(t, b, agent.WithAddr(l.Addr().String()))
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err = client.WhoAmI(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if want := "DEADLINE_EXCEEDED: the broker at " + l.Addr().String() + " did not answer in time"; err.Error() != want {
+		t.Errorf("%q, want %q", err, want)
 	}
 }
 

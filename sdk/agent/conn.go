@@ -39,7 +39,7 @@ type identity interface {
 
 // dial makes the one connection of a client. It does no I/O.
 func dial(o options, id identity, log *checkpoints) (*grpc.ClientConn, error) {
-	handshake := &handshakes{}
+	handshake := &handshakes{addr: o.addr}
 	creds := insecure.NewCredentials() // the admin socket: the kernel says who is calling
 	if id != nil {
 		config := tlsconfig.MTLSClientConfig(id, id, authorize(o.serverID))

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -72,7 +73,7 @@ func (e *Error) Error() string {
 }
 
 // ReasonName returns the reason as docs/errors.md writes it ("TASK_CLOSED"), also one that this client does not know
-// yet; without a reason the name of the status code.
+// yet; without a reason the canonical name of the status code ("FAILED_PRECONDITION").
 func (e *Error) ReasonName() string {
 	switch {
 	case e.name != "":
@@ -80,7 +81,7 @@ func (e *Error) ReasonName() string {
 	case e.Reason != stintv1.Reason_REASON_UNSPECIFIED:
 		return strings.TrimPrefix(e.Reason.String(), reasonPrefix)
 	}
-	return strings.ToUpper(e.Code.String())
+	return code.Code(e.Code).String() //nolint:gosec // codes are small
 }
 
 // Is makes [errors.Is] match an *Error of the same reason, or, where the target has none, of the same code.

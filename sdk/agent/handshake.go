@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -13,11 +14,15 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/stint-dev/stint/attestor/source"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
 // handshakes keeps why the last connection came to nothing: gRPC reports it as text only.
-type handshakes struct{ fault atomic.Pointer[error] }
+type handshakes struct {
+	addr  string // what was dialled, for messages
+	fault atomic.Pointer[error]
+}
 
 // watched are transport credentials that report how handshakes went.
 type watched struct {
@@ -124,19 +129,30 @@ func (s *explained) RecvMsg(m any) error {
 
 func (h *handshakes) convert(err error, trailer metadata.MD) error {
 	e := fromStatus(err, strings.Join(trailer.Get(requestIDKey), ","))
-	if e.name != "" || e.Code != codes.Unavailable {
+	if e.name != "" || e.RequestID != "" { // the broker said it
 		return e
 	}
+	switch e.Code { //nolint:exhaustive // the others are not about the connection
+	case codes.DeadlineExceeded:
+		e.Message = fmt.Sprintf("the broker at %s did not answer in time", h.addr)
+	case codes.Unavailable:
+		h.unavailable(e, source.Plain(err))
+	}
+	return e
+}
+
+// unavailable says why there is no connection: what the handshake found, else gRPC's text.
+func (h *handshakes) unavailable(e *Error, text string) {
 	fault := h.fault.Load()
 	switch {
 	case fault == nil:
+		e.Message = fmt.Sprintf("the connection to the broker at %s failed: %s", h.addr, text)
 	case errors.Is(*fault, ErrServerID):
 		e.Code, e.cause, e.Message = codes.FailedPrecondition, *fault, (*fault).Error()
 	case refusedByPeer(*fault):
 		e.Code, e.Reason, e.cause = codes.Unauthenticated, stintv1.Reason_REASON_UNAUTHENTICATED, *fault
 		e.Message = "the broker refused this identity in the TLS handshake: " + (*fault).Error()
 	default:
-		e.cause, e.Message = *fault, (*fault).Error()
+		e.cause, e.Message = *fault, fmt.Sprintf("the TLS handshake with the broker at %s failed: %v", h.addr, *fault)
 	}
-	return e
 }
