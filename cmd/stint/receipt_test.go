@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/rand"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,7 +63,8 @@ func (m *memoryLog) add(t *testing.T, r audit.Record) {
 	m.hashes = m.edge.Append(m.hashes, e.JSON)
 }
 
-// writeReceipts makes receipt.json, which verifies with the key in audit.pub, and bad.json, with one byte changed.
+// writeReceipts makes receipt.json, which verifies with the key in audit.pub, bad.json, with one byte changed, and
+// open.json, without its last record.
 func writeReceipts(t *testing.T) (dir string, doc []byte) {
 	t.Helper()
 	private, public, err := note.GenerateKey(rand.Reader, "stint.example.org/audit")
@@ -97,10 +99,32 @@ func writeReceipts(t *testing.T) (dir string, doc []byte) {
 	bad := slices.Clone(doc)
 	bad[bytes.Index(bad, []byte("vault/prod"))] = 'V'
 	dir = t.TempDir()
-	for name, content := range map[string][]byte{"receipt.json": doc, "bad.json": bad, "audit.pub": []byte(public + "\n")} {
+	for name, content := range map[string][]byte{
+		"receipt.json": doc, "bad.json": bad, "open.json": withoutLast(t, doc), "audit.pub": []byte(public + "\n"),
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return dir, doc
+}
+
+// withoutLast leaves the last record out of a receipt.
+func withoutLast(t *testing.T, doc []byte) []byte {
+	t.Helper()
+	var receipt struct {
+		Format     string            `json:"format"`
+		Task       string            `json:"task"`
+		Checkpoint string            `json:"checkpoint"`
+		Records    []json.RawMessage `json:"records"`
+	}
+	if err := json.Unmarshal(doc, &receipt); err != nil {
+		t.Fatal(err)
+	}
+	receipt.Records = receipt.Records[:len(receipt.Records)-1]
+	open, err := json.Marshal(receipt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return open
 }

@@ -23,6 +23,8 @@ const (
 	publicMode  = 0o644
 	maxReceipt  = 64 << 20
 	defaultPage = 100
+
+	openReceipt = "the log may hold records after the last one here; without the closing record nothing shows whether the task has ended"
 )
 
 func (a *app) audit() *cobra.Command {
@@ -233,12 +235,15 @@ func (a *app) showReport(r *audit.Report, good bool) error {
 	if _, data := a.format(); !data && !good {
 		return nil
 	}
+	if _, data := a.format(); data && good && !r.Closed {
+		a.sayf("note:   %s", openReceipt)
+	}
 	return a.show(doc, func(w io.Writer) error {
 		t := render.NewTable()
 		t.Row("Verified", fmt.Sprintf("%s of %s, in the log of size %d", plural(r.Records, "record"), r.Origin, r.Size))
 		t.Row("Task", join(r.TaskName, r.Task, labelled("purpose", r.Purpose)))
 		t.Row("Agent", join(r.Agent, labelled("owner", r.Owner), labelled("sponsor", r.Sponsor)))
-		end := "still open"
+		end := "no end among these records"
 		if r.Closed {
 			end = "closed (" + strings.ToLower(r.CloseReason) + ") " + r.ClosedAt.UTC().Format(time.RFC3339)
 		}
@@ -247,6 +252,9 @@ func (a *app) showReport(r *audit.Report, good bool) error {
 			t.Row("Lease", join(l.Lease, l.Role, l.Backend, l.Ref, reportedEnd(l)))
 		}
 		t.Row("Open", plural(r.Open(), "lease")+" without a proven end")
+		if !r.Closed {
+			t.Row("Note", openReceipt)
+		}
 		return t.Write(w)
 	})
 }

@@ -50,6 +50,7 @@ type flags struct {
 func Main(ctx context.Context, version string, args []string) int {
 	a := &app{version: version, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	root := a.root() //nolint:contextcheck // cobra hands the context to the command
+	strict(root)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

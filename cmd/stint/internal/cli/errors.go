@@ -92,6 +92,8 @@ func (a *app) report(err error) int {
 			next = append(next, hints(e)...)
 		}
 		next = append(next, references(e)...)
+	} else if errors.Is(err, source.ErrUnreachable) {
+		next = append(next, "see that SPIFFE_ENDPOINT_SOCKET is right, and that SPIRE's agent or stintd dev runs there")
 	}
 	a.say(a.highlight(word(code)) + " " + render.Clean(text))
 	for _, note := range notes {
@@ -222,6 +224,23 @@ func hints(e *agent.Error) []string {
 	}
 	if e.RetryAfter > 0 {
 		return []string{"retry in " + render.Short(e.RetryAfter)}
+	}
+	if e.Reason == stintv1.Reason_REASON_UNSPECIFIED && e.RequestID == "" {
+		return connectionHints(e)
+	}
+	return nil
+}
+
+// connectionHints says where to look when no broker answered, or another.
+func connectionHints(e *agent.Error) []string {
+	const address = "see that the address is right (--addr, STINT_ADDR, --admin-socket)"
+	switch {
+	case errors.Is(e, agent.ErrServerID):
+		return []string{address + ", and the ID (--server-id, STINT_SERVER_ID)"}
+	case e.Code == codes.Unavailable:
+		return []string{address + " and that stintd runs there"}
+	case e.Code == codes.DeadlineExceeded:
+		return []string{address + " and that stintd runs there", "or wait longer: --timeout"}
 	}
 	return nil
 }

@@ -33,7 +33,10 @@ func (a *app) run() *cobra.Command {
 		Long: "Declare a task, get a credential for each role, hand them to a command as the roles say (environment or files), and\n" +
 			"complete the task when the command ends. The command has standard input and output, gets the signals, and its exit\n" +
 			"code is handed on. When the task ends from outside it gets SIGTERM, 10 s later SIGKILL, and the exit code is 6.\n" +
-			"Credentials are not renewed: --ttl, or the profile's default, is the command's limit.",
+			"\n" +
+			"Credentials are not renewed: --ttl, or the profile's default, is the command's limit. So that each lasts as long,\n" +
+			"it is asked for with its role's longest TTL, not the role's default, bounded by --ttl and by the task's deadline.\n" +
+			"A service that does not check revocation takes a certificate for so long. --role NAME=TTL asks for less.",
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := f.declaration()
@@ -92,8 +95,8 @@ func (r *runner) run(ctx context.Context) error {
 	return nil
 }
 
-// longest asks for the longest TTL of each role that was named without one: nothing renews a credential, and it ends with
-// the task in any case.
+// longest asks for the longest TTL of each role that was named without one, bounded by --ttl: nothing renews a credential,
+// and it ends with the task in any case.
 func (r *runner) longest(ctx context.Context) error {
 	for i, role := range r.declaration.Roles {
 		if role.TTL != 0 {
@@ -107,10 +110,18 @@ func (r *runner) longest(ctx context.Context) error {
 		case err != nil:
 			return err
 		default:
-			r.declaration.Roles[i].TTL = info.GetMaxTtl().AsDuration().Truncate(time.Second)
+			r.declaration.Roles[i].TTL = bounded(info.GetMaxTtl().AsDuration(), r.declaration.TTL).Truncate(time.Second)
 		}
 	}
 	return nil
+}
+
+// bounded returns the longest TTL of a role, or the task's where that is set and shorter.
+func bounded(longest, task time.Duration) time.Duration {
+	if task > 0 {
+		return min(longest, task)
+	}
+	return longest
 }
 
 // work hands over and runs. Its error is about us; the exit code is the command's.

@@ -19,11 +19,6 @@ func (a *app) task() *cobra.Command {
 	return cmd
 }
 
-// needsCommand is what a command does that only has others below it.
-func needsCommand(cmd *cobra.Command, _ []string) error {
-	return usage("%s needs a command; see %s --help", cmd.CommandPath(), cmd.CommandPath())
-}
-
 // declareFlags are those of a declaration.
 type declareFlags struct {
 	purpose, description, from string

@@ -75,7 +75,8 @@ func fetch(ctx context.Context, base, path string) ([]byte, error) {
 	}
 	answer, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, &failure{error: fmt.Errorf("fetch: %w", err), code: codeUnavailable}
+		next := []string{"see that the address is right (--http, " + envHTTPAddr + ") and that stintd runs there"}
+		return nil, &failure{error: fmt.Errorf("fetch: %w", err), code: codeUnavailable, next: next}
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
@@ -119,7 +120,7 @@ func checkCRL(body []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("not a CRL: %w", err)
 	}
-	about := fmt.Sprintf("CRL %v of %s, %d revoked, signed %s, next by %s", crl.Number, crl.Issuer, len(crl.RevokedCertificateEntries),
+	about := fmt.Sprintf("CRL %v of %s, %d revoked, valid from %s, next by %s", crl.Number, crl.Issuer, len(crl.RevokedCertificateEntries),
 		crl.ThisUpdate.UTC().Format(time.RFC3339), crl.NextUpdate.UTC().Format(time.RFC3339))
 	if time.Now().After(crl.NextUpdate) {
 		about += " (OVERDUE)"
