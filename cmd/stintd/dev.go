@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stint-dev/stint/attestor/devdomain"
@@ -50,7 +53,12 @@ A development Vault is started when a vault binary is on PATH or in .bin. A Vaul
 is never touched, unless --vault-addr says so; VAULT_TOKEN must then hold a token that may set it up.
 Ctrl-C ends every task, then stops.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return dev(cmd.Context(), o, cmd.OutOrStdout()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return &codeError{exitUsage, err}
+			}
+			return dev(cmd.Context(), o, cmd.OutOrStdout())
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.dataDir, "data-dir", ".stint", "where keys, CA and ledger are kept")
@@ -62,6 +70,30 @@ Ctrl-C ends every task, then stops.`,
 	f.StringVar(&o.logLevel, "log-level", "warn", "debug, info, warn or error")
 	f.DurationVar(&o.svidTTL, "svid-ttl", 10*time.Minute, "lifetime of the identities' X.509-SVIDs")
 	return cmd
+}
+
+// check names every flag that is wrong, as the configuration made of them could not.
+func (o devOptions) check() error {
+	var faults []error
+	for _, f := range []struct{ name, addr string }{{"listen", o.grpc}, {"http", o.http}} {
+		_, port, err := net.SplitHostPort(f.addr)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("--%s %q: write host:port, as in 127.0.0.1:7846", f.name, f.addr))
+		}
+	}
+	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
+		faults = append(faults, fmt.Errorf("--log-level %q: there are debug, info, warn and error", o.logLevel))
+	}
+	if o.svidTTL <= 0 {
+		faults = append(faults, fmt.Errorf("--svid-ttl %s: write a duration above zero, as in 10m", o.svidTTL))
+	}
+	if u, err := url.Parse(o.vaultAddr); o.vaultAddr != "" && (err != nil || u.Host == "") {
+		faults = append(faults, fmt.Errorf("--vault-addr %q: write a URL, as in http://127.0.0.1:8200", o.vaultAddr))
+	}
+	return errors.Join(faults...)
 }
 
 func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
@@ -84,10 +116,18 @@ func dev(ctx context.Context, o devOptions, out io.Writer) (err error) {
 		return err
 	}
 	if left := d.house.left; left > 0 {
-		return fmt.Errorf("%d tasks are not proven ended; `stintd dev` with the same --data-dir goes on with them", left)
+		return fmt.Errorf("%d tasks are not proven ended; `stintd dev` with the same --data-dir goes on with them%s", left, d.lostVault())
 	}
 	_, err = fmt.Fprintln(out, "Stopped: no task is open.")
 	return err
+}
+
+// lostVault says what can never be proven: the end of leases of a development Vault that is gone, as after kill -9.
+func (d *devBroker) lostVault() string {
+	if d.vault == nil || d.vault.binary == "" {
+		return ""
+	}
+	return ". Leases of a development Vault can never be proven ended once it is gone: for those, start over with --reset"
 }
 
 // devBroker is a broker for development and everything around it.

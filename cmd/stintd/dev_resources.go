@@ -51,7 +51,7 @@ metadata:
   description: one-time SSH password for a build host, from Vault's ssh engine
 spec:
   backend: vault/dev
-  ttl: {default: 10m, max: 1h}
+  ttl: {default: 1m, max: 1m}
   parameters:
     - {name: ip, description: the host's address, pattern: "10\\.0\\.0\\.[0-9]{1,3}", required: true}
   vault:

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -40,7 +41,44 @@ func newRoot() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &codeError{exitUsage, err} })
 	root.AddCommand(serveCommand(), checkCommand(), setupCommand(), devCommand(), demoCommand(), backupCommand(), auditCommand(), versionCommand())
+	usage(root)
 	return root
+}
+
+// usage makes wrong arguments of a command and those below it an error of usage. A command that only groups others prints
+// its help, and refuses what it does not know with what may have been meant.
+func usage(cmd *cobra.Command) {
+	check := cmd.Args
+	if cmd.HasSubCommands() {
+		check = knownSubcommand
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		err := cmd.ValidateRequiredFlags()
+		if err == nil && check != nil {
+			err = check(cmd, args)
+		}
+		if err != nil {
+			return &codeError{exitUsage, fmt.Errorf("%w; see `%s --help`", err, cmd.CommandPath())}
+		}
+		return nil
+	}
+	for _, sub := range cmd.Commands() {
+		usage(sub)
+	}
+}
+
+// knownSubcommand refuses any argument: what names a subcommand never gets here.
+func knownSubcommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	hint := ""
+	if meant := cmd.SuggestionsFor(args[0]); len(meant) > 0 {
+		hint = "; did you mean " + strings.Join(meant, " or ") + "?"
+	}
+	return fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], hint)
 }
 
 func versionCommand() *cobra.Command {

@@ -1,0 +1,40 @@
+package main
+
+import (
+	"context"
+	"io"
+	"strings"
+	"testing"
+)
+
+// TestUsage exits with 2 where the command line is wrong, and says what was meant.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"bogus":                        `no command "bogus"`,
+		"serv":                         "did you mean",
+		"demo extra":                   "extra",
+		"audit bogus":                  "stintd audit --help",
+		"audit verify":                 "ledger",
+		"serve --nope":                 "--nope",
+		"dev --listen nonsense":        `--listen "nonsense"`,
+		"dev --http 127.0.0.1:http":    "--http",
+		"dev --log-level loud":         "--log-level",
+		"dev --svid-ttl 0s":            "--svid-ttl",
+		"dev --vault-addr 127.0.0.1:1": "--vault-addr",
+	} {
+		t.Run(line, func(t *testing.T) {
+			t.Parallel()
+			root := newRoot()
+			root.SetArgs(strings.Fields(line))
+			root.SetOut(io.Discard)
+			root.SetErr(io.Discard)
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel() // what is run all the same ends at once
+			err := root.ExecuteContext(ctx)
+			if err == nil || exitCode(err) != exitUsage || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want status %d and %q", err, exitUsage, want)
+			}
+		})
+	}
+}
