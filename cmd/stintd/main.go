@@ -10,7 +10,7 @@ import (
 )
 
 // version is set by the linker.
-var version = "dev"
+var version = "devel"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
