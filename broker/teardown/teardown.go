@@ -247,6 +247,10 @@ func (l *Loop) work(ctx context.Context, c lease.Lease) error {
 	defer cancel()
 	ending, cause := l.attempt(ctx, c)
 	failpoint.Hit("teardown.revoked")
+	if cause != nil && c.Attempts&(c.Attempts-1) == 0 { // at the first, second, fourth, eighth … attempt
+		l.cfg.Logger.Warn("a lease is not ended yet; it is tried again", zap.Stringer("lease", c.ID),
+			zap.String("backend", c.Backend), zap.Int("attempts", c.Attempts+1), zap.Error(cause))
+	}
 	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error { return l.settle(tx, c, ending, cause) })
 	failpoint.Hit("teardown.settled")
 	switch {
