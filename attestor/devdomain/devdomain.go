@@ -27,7 +27,6 @@ import (
 const (
 	defaultSVIDTTL = 10 * time.Minute
 	defaultJWTTTL  = 5 * time.Minute
-	dirMode        = 0o700
 	socketSuffix   = ".sock"
 )
 
@@ -38,7 +37,7 @@ var ErrUnknown = errors.New("unknown workload")
 type Config struct {
 	TrustDomain spiffeid.TrustDomain // required
 	// Dir holds the sockets, mode 0700, made if missing. "" makes a short one under $XDG_RUNTIME_DIR or the
-	// temporary directory, and removes it at the end.
+	// temporary directory, and removes it at the end, as well as those there that a killed process left.
 	Dir string
 	// StateDir keeps the authorities and their keys, unencrypted, so that a restart is the same trust domain. ""
 	// keeps nothing.
@@ -59,10 +58,10 @@ type Workload struct {
 
 // Domain is a running or startable trust domain. It is safe for concurrent use.
 type Domain struct {
-	config  Config
-	dir     string
-	madeDir bool
-	server  *grpc.Server
+	config Config
+	dir    string
+	owner  *os.File // the lock on a directory that New made; nil for another
+	server *grpc.Server
 
 	mu        sync.Mutex // guards what follows
 	authority authority
@@ -90,12 +89,12 @@ func New(config Config) (*Domain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dev domain %s: %w", config.TrustDomain.Name(), err)
 	}
-	dir, err := socketDir(config.Dir)
+	dir, owner, err := socketDir(config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("dev domain %s: %w", config.TrustDomain.Name(), err)
 	}
 	d := &Domain{
-		config: config, dir: dir, madeDir: config.Dir == "", authority: keys,
+		config: config, dir: dir, owner: owner, authority: keys,
 		workloads: make(map[string]Workload), changed: make(chan struct{}),
 	}
 	d.server = grpc.NewServer(
@@ -104,24 +103,6 @@ func New(config Config) (*Domain, error) {
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(d.server, &api{domain: d})
 	return d, nil
-}
-
-// socketDir makes the directory of the sockets and sees to its mode.
-func socketDir(dir string) (string, error) {
-	if dir == "" {
-		if made, err := os.MkdirTemp(os.Getenv("XDG_RUNTIME_DIR"), "stint-"); err == nil {
-			return made, nil
-		}
-		return os.MkdirTemp("", "stint-") // the runtime directory may be unset, gone or another user's
-	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return "", err
-	}
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return "", err
-	}
-	return dir, os.Chmod(dir, dirMode)
 }
 
 // TrustDomain returns the domain's name.
@@ -256,8 +237,8 @@ func (d *Domain) Close() error {
 	for _, l := range pending {
 		errs = append(errs, l.Close())
 	}
-	if d.madeDir {
-		errs = append(errs, os.RemoveAll(d.dir))
+	if d.owner != nil {
+		errs = append(errs, os.RemoveAll(d.dir), d.owner.Close())
 	}
 	return errors.Join(errs...)
 }
