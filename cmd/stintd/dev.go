@@ -127,7 +127,7 @@ func (d *devBroker) lostVault() string {
 	if d.vault == nil || d.vault.binary == "" {
 		return ""
 	}
-	return ". Leases of a development Vault can never be proven ended once it is gone: for those, start over with --reset"
+	return "\nleases of a development Vault can never be proven ended once it is gone: for those, start over with --reset"
 }
 
 // devBroker is a broker for development and everything around it.
