@@ -86,6 +86,11 @@ func TestReport(t *testing.T) {
 			},
 			codeUsage, "invalid: INVALID_ARGUMENT 2 fields are invalid\nnote:   a: b\nnote:   c: d \n",
 		},
+		"no answer in time": {
+			&agent.Error{Code: codes.DeadlineExceeded, Message: "the broker at b:1 did not answer in time"}, codeUnavailable,
+			"unavailable: DEADLINE_EXCEEDED the broker at b:1 did not answer in time\n" +
+				"next:   see that the address is right (--addr, STINT_ADDR, --admin-socket) and that stintd runs there · or wait longer: --timeout\n",
+		},
 		"a command's own code": {exit{42}, 42, ""},
 		"a plain error":        {errors.New("x"), codeOther, "error: x\n"},
 	} {
