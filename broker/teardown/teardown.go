@@ -34,7 +34,7 @@ const (
 	// maxIdle is the longest the loop sleeps without looking.
 	maxIdle = time.Second
 	// waitingPause is how long the loop sleeps while something is due that has to wait for its lane.
-	waitingPause = 100 * time.Millisecond
+	waitingPause = 250 * time.Millisecond
 	// firstRetry and maxRetry bound the jittered exponential back-off.
 	firstRetry = 500 * time.Millisecond
 	maxRetry   = time.Minute
