@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
@@ -59,13 +62,35 @@ func openBackends(s surroundings) (map[string]plugins.Backend, []error) {
 			}
 			backend, err := b.open(block, s)
 			if err != nil {
-				faults = append(faults, fmt.Errorf("backend %s: %w", block.ID(), err))
+				faults = append(faults, named("backend "+block.ID(), err)...)
 				continue
 			}
 			out[block.ID()] = backend
 		}
 	}
 	return out, faults
+}
+
+// named puts a name in front of each of several errors, unless it already stands there.
+func named(name string, err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the errors of this level are wanted, one by one
+		var out []error
+		for _, one := range joined.Unwrap() {
+			out = append(out, named(name, one)...)
+		}
+		return out
+	}
+	if strings.Contains(err.Error(), name+": ") {
+		return []error{err}
+	}
+	return []error{fmt.Errorf("%s: %w", name, err)}
+}
+
+// needsIdentity says whether a backend can be asked only with the daemon's own SVID.
+func needsIdentity(block config.Backend) bool {
+	var v vaultBlock
+	return block.Type == "vault" && config.DecodeBackend(block, &v) == nil &&
+		slices.ContainsFunc(v.Auth, func(a vaultAuth) bool { return a.Kind == "jwt" })
 }
 
 // vaultBlock is what stands in backend "vault" "NAME" { … }.
@@ -193,12 +218,9 @@ func openStepCA(block config.Backend, s surroundings) (plugins.Backend, error) {
 }
 
 func (b stepcaBlock) remote() (stepca.RemoteConfig, error) {
-	root, err := readPEM("root_file", b.RootFile)
-	if err != nil {
-		return stepca.RemoteConfig{}, err
-	}
-	key, err := loadRef("key", b.Key)
-	return stepca.RemoteConfig{URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key}, err
+	root, rootErr := readPEM("root_file", b.RootFile)
+	key, keyErr := loadRef("key", b.Key)
+	return stepca.RemoteConfig{URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key}, errors.Join(rootErr, keyErr)
 }
 
 func (b stepcaBlock) embedded(dir string) (stepca.EmbeddedConfig, error) {
@@ -206,17 +228,13 @@ func (b stepcaBlock) embedded(dir string) (stepca.EmbeddedConfig, error) {
 	if b.IssuerCert == "" {
 		return cfg, nil
 	}
-	var err error
-	if cfg.IssuerCert, err = readPEM("issuer_cert", b.IssuerCert); err != nil {
-		return cfg, err
-	}
+	var certErr, rootsErr, keyErr error
+	cfg.IssuerCert, certErr = readPEM("issuer_cert", b.IssuerCert)
 	if b.IssuerRoots != "" {
-		if cfg.IssuerRoots, err = readPEM("issuer_roots", b.IssuerRoots); err != nil {
-			return cfg, err
-		}
+		cfg.IssuerRoots, rootsErr = readPEM("issuer_roots", b.IssuerRoots)
 	}
-	cfg.IssuerKey, err = loadRef("issuer_key", b.IssuerKey)
-	return cfg, err
+	cfg.IssuerKey, keyErr = loadRef("issuer_key", b.IssuerKey)
+	return cfg, errors.Join(certErr, rootsErr, keyErr)
 }
 
 func readPEM(key, path string) ([]byte, error) {

@@ -90,18 +90,14 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 	if err != nil {
 		return faultsOf("configuration", err)
 	}
-	var found []plugins.Finding
+	found := inspectMachine(ctx, cfg, o)
 	var src *source.Source
 	if !o.offline {
-		var more []plugins.Finding
-		within(o.progress, "identity", func() { src, more = inspectIdentity(ctx, cfg, o.config) })
-		found = append(found, more...)
-		if _, err := openKeys(cfg.Audit.KeyFile, cfg.Audit.Origin); err != nil {
-			found = append(found, plugins.Finding{
-				Severity: plugins.Breaks, Code: "audit-key", Subject: "audit key", Problem: err.Error(),
-				Remedy: fmt.Sprintf("stintd audit key --origin %s --file %s", cfg.Audit.Origin, cfg.Audit.KeyFile),
-			})
-		}
+		within(o.progress, "identity", func() {
+			var more []plugins.Finding
+			src, more = inspectIdentity(ctx, cfg, o.config)
+			found = append(found, more...)
+		})
 	}
 	found = append(found, inspectBackends(ctx, cfg, src, o)...)
 	if src != nil {
@@ -113,7 +109,7 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 }
 
 // inspectBackends opens every backend in a scratch directory, so that no embedded CA is made or touched, and goes on to the
-// roles. Without an identity, backends cannot be asked.
+// roles. Without an identity, those that need one cannot be asked.
 func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source, o checkOptions) []plugins.Finding {
 	var found []plugins.Finding
 	err := withScratch(func(dir string) {
@@ -129,9 +125,16 @@ func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source
 		}
 		set, more := inspectResources(cfg, backends)
 		found = append(found, more...)
-		if src != nil {
-			found = append(found, askBackends(ctx, set, backends, o)...)
+		if o.offline {
+			return
 		}
+		var mute []string
+		for _, block := range cfg.Backends {
+			if src == nil && backends[block.ID()] != nil && needsIdentity(block) {
+				mute = append(mute, block.ID())
+			}
+		}
+		found = append(found, askBackends(ctx, set, backends, mute, o)...)
 	})
 	if err != nil {
 		found = append(found, faultsOf("backend", err)...)

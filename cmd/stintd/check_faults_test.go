@@ -6,11 +6,13 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/servertest"
 )
@@ -44,6 +46,77 @@ func nameless(t *testing.T, s *site) {
 	write(t, s.file("identity", "key.pem"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})))
 }
 
+// reword changes the site's configuration.
+func reword(t *testing.T, s *site, old, to string) {
+	t.Helper()
+	write(t, s.file("stint.hcl"), strings.Replace(string(read(t, s.file("stint.hcl"))), old, to, 1))
+}
+
+// dataDir makes the data directory as an operator might.
+func dataDir(t *testing.T, s *site, mode os.FileMode) {
+	t.Helper()
+	if err := os.Mkdir(s.file("data"), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(s.file("data"), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCheckWithoutIdentity asks the backends that need none, says which it did not ask, and names every file of a CA that is
+// missing, each with its backend once.
+func TestCheckWithoutIdentity(t *testing.T) {
+	t.Parallel()
+	gone := "http://" + freeLoopback(t)
+	backends := `
+backend "vault" "one" {
+  address = "` + gone + `"
+  auth "token" { file = "/nonexistent/token" }
+}
+backend "vault" "two" {
+  address = "` + gone + `"
+  auth "jwt" {
+    role     = "stint"
+    audience = "vault"
+  }
+}
+backend "vault" "three" {
+  address = "no url"
+  auth "token" { file = "/nonexistent/token" }
+}
+backend "stepca" "files" {
+  issuer_cert = "/nonexistent/issuing-ca.pem"
+  issuer_key  = "file:///nonexistent/issuing-ca.key"
+}
+`
+	s := newSite(t, "identity { workload_api = \"unix:///nonexistent/api.sock\" }\n", embeddedCA+backends, catalog(limits{}, certRole))
+	code, found := check(t, s.dir, s.file("stint.hcl"))
+	if code != exitBreaks {
+		t.Errorf("check exits with %d", code)
+	}
+	finds(t, found, plugins.Breaks, "identity")
+	finds(t, found, plugins.Breaks, "vault/one", "connection refused")
+	finds(t, found, plugins.Weakens, "vault/two", "not asked")
+	finds(t, found, plugins.Breaks, "backend vault/three", "address")
+	finds(t, found, plugins.Breaks, "backend stepca/files: issuer_cert")
+	finds(t, found, plugins.Breaks, "backend stepca/files: issuer_key")
+	for _, f := range found {
+		if strings.Count(f.Problem, "backend ") > 1 {
+			t.Errorf("its backend is named twice: %s", f.Problem)
+		}
+	}
+}
+
+// TestCheckBesideAServingBroker finds nothing wrong with a data directory in use.
+func TestCheckBesideAServingBroker(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "", embeddedCA, catalog(limits{}, certRole))
+	s.start(t)
+	if code, found := check(t, s.dir, s.file("stint.hcl")); code != 0 || len(found) != 0 {
+		t.Errorf("check exits with %d: %+v", code, found)
+	}
+}
+
 // TestCheckFindsFaultsAroundBackends plants one fault at a time in what is Stint's own. Each has a code and a remedy.
 func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 	t.Parallel()
@@ -56,12 +129,22 @@ func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 		code      string
 		remedy    string
 	}{
-		"no fault":              {},
-		"no DNS name":           {spoil: nameless, severity: plugins.Weakens, code: "svid-no-dns", remedy: "stintd setup spire"},
-		"never permitted":       {resources: strings.Replace(good, "permit: ceiling", "permit: none", 1), severity: plugins.Weakens, code: "role-never-permitted", remedy: `Stint::Role::"ledger-api"`},
-		"in no profile":         {resources: strings.Replace(good, "---\n", "---\n"+strings.ReplaceAll(good[:strings.Index(good, "---\n")], certRole, "lonely")+"---\n", 1), severity: plugins.Weakens, code: "role-unlisted", remedy: "{name: lonely}"}, //nolint:gocritic // good has it
-		"a role that is wrong":  {resources: strings.Replace(good, "usages", "usage", 1), severity: plugins.Breaks, code: "resources", remedy: "all.yaml:"},
-		"no audit key":          {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, severity: plugins.Breaks, code: "audit-key", remedy: "stintd audit key"},
+		"no fault":             {},
+		"no DNS name":          {spoil: nameless, severity: plugins.Weakens, code: "svid-no-dns", remedy: "stintd setup spire"},
+		"never permitted":      {resources: strings.Replace(good, "permit: ceiling", "permit: none", 1), severity: plugins.Weakens, code: "role-never-permitted", remedy: `Stint::Role::"ledger-api"`},
+		"in no profile":        {resources: strings.Replace(good, "---\n", "---\n"+strings.ReplaceAll(good[:strings.Index(good, "---\n")], certRole, "lonely")+"---\n", 1), severity: plugins.Weakens, code: "role-unlisted", remedy: "{name: lonely}"}, //nolint:gocritic // good has it
+		"a role that is wrong": {resources: strings.Replace(good, "usages", "usage", 1), severity: plugins.Breaks, code: "resources", remedy: "all.yaml:"},
+		"no audit key":         {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, severity: plugins.Breaks, code: "audit-key", remedy: "stintd audit key"},
+		"a file for data":      {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("data"), "") }, severity: plugins.Breaks, code: "data-dir", remedy: "install -d"},
+		"data for all":         {spoil: func(t *testing.T, s *site) { t.Helper(); dataDir(t, s, 0o755) }, severity: plugins.Weakens, code: "data-dir-mode", remedy: "chmod 0700"},
+		"no ledger": {spoil: func(t *testing.T, s *site) {
+			t.Helper()
+			dataDir(t, s, 0o700)
+			write(t, s.file("data", sqlite.File), strings.Repeat("no ledger ", 1000))
+		}, severity: plugins.Breaks, code: "ledger"},
+		"no such host":          {spoil: func(t *testing.T, s *site) { t.Helper(); reword(t, s, s.http, "nowhere.invalid:7847") }, severity: plugins.Breaks, code: "listen"},
+		"no audit key offline":  {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, flags: []string{"--offline"}, severity: plugins.Breaks, code: "audit-key"},
+		"elsewhere":             {spoil: func(t *testing.T, s *site) { t.Helper(); reword(t, s, s.file("audit.key"), "/nowhere/audit.key") }, flags: []string{"--offline"}},
 		"a token file too open": {flags: []string{"--vault-token-file", "/etc/hostname"}, severity: plugins.Breaks, code: "flags"},
 		"no such backend":       {flags: []string{"--vault-token-file", "vault/none=KEY"}, severity: plugins.Breaks, code: "flags"},
 		"no such parameter":     {flags: []string{"--param", "nobody.x=y"}, severity: plugins.Breaks, code: "flags"},

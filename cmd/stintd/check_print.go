@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -27,6 +28,9 @@ func report(out io.Writer, show func(io.Writer, []plugins.Finding) error, found 
 	}
 	if code == 0 {
 		return nil
+	}
+	if len(found) == 1 {
+		return &codeError{code, errors.New("1 finding")}
 	}
 	return &codeError{code, fmt.Errorf("%d findings", len(found))}
 }

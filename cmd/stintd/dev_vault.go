@@ -30,6 +30,10 @@ type devVault struct {
 	cmd    *exec.Cmd
 }
 
+// devLeaseTTL is what the ssh engine gives every lease. Stint refuses what lives longer than it asked for, and it asks for what
+// is left of the minute of role build-host by then.
+const devLeaseTTL = "50s"
+
 // findVault returns the vault binary on PATH or in .bin, or "".
 func findVault() string {
 	if path, err := exec.LookPath("vault"); err == nil {
@@ -155,7 +159,7 @@ func (v *devVault) prepare(ctx context.Context, cfg vault.Config, roles []plugin
 		path string
 		body map[string]any
 	}{
-		{"sys/mounts/ssh", map[string]any{"type": "ssh", "config": map[string]any{"default_lease_ttl": "1m"}}},
+		{"sys/mounts/ssh", map[string]any{"type": "ssh", "config": map[string]any{"default_lease_ttl": devLeaseTTL}}},
 		{"ssh/roles/stint-build-host", map[string]any{"key_type": "otp", "default_user": "build", "cidr_list": "10.0.0.0/24"}},
 		{"sys/policies/acl/stint-broker", map[string]any{"policy": own}},
 		{"auth/token/roles/" + vault.DefaultTokenRole, devTokenRole()},
