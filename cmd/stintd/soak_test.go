@@ -230,16 +230,6 @@ func (s *soak) works(t *testing.T, credential *agent.Credential, crl revocations
 	}
 }
 
-// verifySecrets looks for every secret that was handed out in every file of the installation.
-func (s *soak) verifySecrets(t *testing.T) {
-	t.Helper()
-	var hidden secrets
-	for _, credential := range s.issued {
-		hidden = hidden.with(credential)
-	}
-	hidden.absent(t, s.site)
-}
-
 // open counts the leases that are not final.
 func (r records) open() int {
 	n := 0
