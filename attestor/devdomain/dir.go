@@ -45,7 +45,7 @@ func ownDir(parent string) (string, *os.File, error) {
 	}
 	owner, err := lockNew(dir)
 	if err != nil {
-		return "", nil, errors.Join(err, os.RemoveAll(dir))
+		return "", nil, errors.Join(err, os.RemoveAll(dir)) //nolint:gosec // in a directory that the user names
 	}
 	return dir, owner, nil
 }
@@ -53,12 +53,12 @@ func ownDir(parent string) (string, *os.File, error) {
 // lockNew locks a new directory. The file has its name only once it is locked, so that nobody takes it for one left over.
 func lockNew(dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600) //nolint:gosec // in a directory that the user names
 	if err != nil {
 		return nil, err
 	}
 	if err = lock(f); err == nil {
-		err = os.Rename(path+".new", path)
+		err = os.Rename(path+".new", path) //nolint:gosec // in a directory that the user names
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
@@ -67,7 +67,7 @@ func lockNew(dir string) (*os.File, error) {
 }
 
 func lock(f *os.File) error {
-	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // a file descriptor is small
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 }
 
 // sweep removes directories of this user's whose owner was killed. What cannot be told for certain stays.

@@ -73,7 +73,7 @@ func openBackends(s surroundings) (map[string]plugins.Backend, []error) {
 
 // named puts a name in front of each of several errors, unless it already stands there.
 func named(name string, err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the errors of this level are wanted, one by one
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []error
 		for _, one := range joined.Unwrap() {
 			out = append(out, named(name, one)...)

@@ -21,11 +21,11 @@ const idleMemory = 60 << 10
 func TestIdle(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(t.TempDir(), "stintd")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput(); err != nil { //nolint:gosec // the path is the test's own
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v: %s", err, out)
 	}
 	s := newSite(t, "", embeddedCA, catalog(limits{}, certRole))
-	cmd := exec.CommandContext(t.Context(), binary, "serve", "--config", s.file("stint.hcl")) //nolint:gosec // built above
+	cmd := exec.CommandContext(t.Context(), binary, "serve", "--config", s.file("stint.hcl"))
 	dieTogether(cmd)
 	began := time.Now()
 	if err := cmd.Start(); err != nil {

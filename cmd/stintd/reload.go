@@ -136,7 +136,7 @@ type topLevel map[string]any
 
 // readConfig reads the configuration, and what it says under each top-level key.
 func readConfig(path string) (*config.Config, topLevel, error) {
-	src, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	src, err := os.ReadFile(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read configuration: %w", err)
 	}

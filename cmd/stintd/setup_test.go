@@ -166,6 +166,10 @@ func TestSetupVaultOtherLogins(t *testing.T) {
 	}
 	id, _ := answer.Data["secret_id"].(string)
 	write(t, secretID, id)
+	// The engine's own default is above the role's longest life, which check would rightly mention.
+	if _, err = f.Root.Logical().WriteWithContext(t.Context(), "database/roles/stint-orders-ro", map[string]any{"default_ttl": "10m"}); err != nil {
+		t.Fatal(err)
+	}
 	if status, found := check(t, s.dir, s.file("stint.hcl"), "--vault-token-file", checkToken(t, f)); status != 0 {
 		t.Errorf("check exits with %d: %+v", status, found)
 	}
