@@ -77,15 +77,15 @@ func sweep(parent string) {
 		return
 	}
 	for _, dir := range dirs {
-		if info, err := os.Lstat(dir); err != nil || !info.IsDir() || !mine(info) {
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() || !mine(info) { //nolint:gosec // in a directory that the user names
 			continue
 		}
-		f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+		f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|syscall.O_NOFOLLOW, 0) //nolint:gosec // in a directory that the user names
 		if err != nil {
 			continue
 		}
 		if lock(f) == nil {
-			_ = os.RemoveAll(dir) // the next sweep tries again
+			_ = os.RemoveAll(dir) //nolint:gosec // as above; the next sweep tries again
 		}
 		_ = f.Close() // it was only looked at
 	}
