@@ -11,12 +11,26 @@ package servertest
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 )
 
 // ErrNotInstalled says that the binary of a server was not found.
 var ErrNotInstalled = errors.New("server is not installed")
+
+// Program returns the path of a program on PATH, such as openssl, by the same rule: a test without it is skipped, and fails
+// with STINT_REAL_SERVERS=1.
+func Program(tb testing.TB, name string) string {
+	tb.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrNotInstalled, err)
+	}
+	give(tb, err)
+	return path
+}
 
 // give ends the test if err is not nil: it skips when the server is not installed and need not be.
 func give(tb testing.TB, err error) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/plugintest"
+	"github.com/stint-dev/stint/plugins/servertest"
 )
 
 func suite(tb testing.TB, b *Backend) plugintest.Harness {
@@ -124,10 +125,7 @@ func checkCertificate(t *testing.T, req plugins.Request, cred plugins.Credential
 
 // TestOpenSSLAgrees has OpenSSL verify, print the serial, and refuse after the revocation.
 func TestOpenSSLAgrees(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		t.Skip("openssl is not installed")
-	}
+	openssl := servertest.Program(t, "openssl")
 	dir := t.TempDir()
 	b := newEmbedded(t, filepath.Join(dir, "ca"))
 	req := newRequest(t)
