@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,8 +17,8 @@ import (
 // suspensions is which agents are suspended. Rows of the ledger are the truth, which every transaction that admits
 // something asks; the snapshot is what calls are held against.
 type suspensions struct {
-	// changing is held while a change is committed and put in force, so that changes follow one another.
-	changing sync.Mutex
+	// changing is taken while a change is committed and put in force, so that changes follow one another.
+	changing turns
 	snapshot atomic.Pointer[suspended]
 }
 
@@ -136,8 +135,10 @@ func commentText(comment string) map[string]string {
 
 // ResumeAgent lets a suspended agent call again. What was ended stays ended. An agent that is not suspended stays as it is.
 func (b *Broker) ResumeAgent(ctx context.Context, c Caller, id, comment string) (ledger.Agent, error) {
-	b.suspensions.changing.Lock()
-	defer b.suspensions.changing.Unlock()
+	if err := b.suspensions.changing.take(ctx); err != nil {
+		return ledger.Agent{}, err
+	}
+	defer b.suspensions.changing.give()
 	var a ledger.Agent
 	_, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		var err error
@@ -153,7 +154,7 @@ func (b *Broker) ResumeAgent(ctx context.Context, c Caller, id, comment string) 
 	return a, b.settled(ctx, a, err)
 }
 
-// settled puts in force what a change of an agent came to. The caller holds changing.
+// settled puts in force what a change of an agent came to. The caller has taken changing.
 func (b *Broker) settled(ctx context.Context, a ledger.Agent, err error) error {
 	switch {
 	case err == nil:

@@ -96,6 +96,7 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	b := &Broker{
 		ledger: cfg.Ledger, catalog: cfg.Catalog, backends: cfg.Backends, meter: cfg.Meter, log: cfg.Logger,
 		presence: newPresence(time.Now()), refusals: newRefusals(),
+		suspensions: suspensions{changing: newTurns()},
 	}
 	if err := b.suspensions.load(ctx, b.ledger); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,8 +29,8 @@ type Catalog struct {
 	// next is the engine whose change is being committed; nil at other times. A role must be in both to be issued by.
 	next atomic.Pointer[policy.Engine]
 
-	// changing is held while a change is compiled and committed, so that changes follow one another.
-	changing sync.Mutex
+	// changing is taken while a change is compiled and committed, so that changes follow one another.
+	changing turns
 }
 
 // NewCatalog reads the resources of the ledger and compiles them. Resources that no longer compile, say because their
@@ -39,7 +38,7 @@ type Catalog struct {
 func NewCatalog(
 	ctx context.Context, l *ledger.Ledger, backends resource.Backends, forbidden func(attestor.Pattern) []attestor.Pattern,
 ) (*Catalog, error) {
-	c := &Catalog{ledger: l, backends: backends, forbidden: forbidden}
+	c := &Catalog{ledger: l, backends: backends, forbidden: forbidden, changing: newTurns()}
 	if err := c.read(ctx); err != nil {
 		return nil, err
 	}
@@ -148,8 +147,10 @@ func (c *Catalog) Load(ctx context.Context, caller Caller, files []resource.File
 }
 
 func (c *Catalog) apply(ctx context.Context, caller Caller, a Apply) (Applied, error) {
-	c.changing.Lock()
-	defer c.changing.Unlock()
+	if err := c.changing.take(ctx); err != nil {
+		return Applied{}, err
+	}
+	defer c.changing.give()
 	from := c.Engine().Set()
 	var set resource.Set
 	var problems []resource.Problem
@@ -171,8 +172,10 @@ func (c *Catalog) Delete(ctx context.Context, caller Caller, id string) (int, er
 	if c.readOnly.Load() {
 		return 0, fault.New(fault.ResourcesReadOnly, "resources come from files here; change them and send SIGHUP")
 	}
-	c.changing.Lock()
-	defer c.changing.Unlock()
+	if err := c.changing.take(ctx); err != nil {
+		return 0, err
+	}
+	defer c.changing.give()
 	from := c.Engine().Set()
 	if _, ok := from.Document(id); !ok {
 		return 0, fault.New(fault.NotFound, "there is no "+id)

@@ -164,8 +164,10 @@ func stopped(ctx context.Context) error {
 func (b *Broker) firstPage(ctx context.Context, c Caller, o StopOrder, out *chosen) (ledger.Commit, bool, error) {
 	var agent ledger.Agent
 	if o.Suspend {
-		b.suspensions.changing.Lock()
-		defer b.suspensions.changing.Unlock()
+		if err := b.suspensions.changing.take(ctx); err != nil {
+			return ledger.Commit{}, false, err
+		}
+		defer b.suspensions.changing.give()
 	}
 	commit, more, err := b.endPage(ctx, c, o, out.stop, func(tx *ledger.Tx) error {
 		_, err := tx.Append(audit.Record{
