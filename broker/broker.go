@@ -17,7 +17,6 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/teardown"
-	"github.com/stint-dev/stint/plugins"
 )
 
 // IssueTimeout is the hard end of an issue call, preparing included. A task with less than this left is issued nothing.
@@ -67,18 +66,16 @@ type Meter interface {
 
 // Config is what a Broker is made of. Every field is required.
 type Config struct {
-	Ledger   *ledger.Ledger
-	Catalog  *Catalog
-	Backends map[string]plugins.Backend // by instance: "vault/prod"
-	Meter    Meter
-	Logger   *zap.Logger
+	Ledger  *ledger.Ledger
+	Catalog *Catalog
+	Meter   Meter
+	Logger  *zap.Logger
 }
 
 // Broker declares, issues and completes. Its methods are safe for concurrent use.
 type Broker struct {
 	ledger   *ledger.Ledger
 	catalog  *Catalog
-	backends map[string]plugins.Backend
 	meter    Meter
 	log      *zap.Logger
 	presence *Presence
@@ -90,11 +87,11 @@ type Broker struct {
 
 // New makes a Broker and reads which agents are suspended; it starts nothing.
 func New(ctx context.Context, cfg Config) (*Broker, error) {
-	if cfg.Ledger == nil || cfg.Catalog == nil || cfg.Backends == nil || cfg.Meter == nil || cfg.Logger == nil {
+	if cfg.Ledger == nil || cfg.Catalog == nil || cfg.Meter == nil || cfg.Logger == nil {
 		return nil, errors.New("broker: every field of the configuration is required")
 	}
 	b := &Broker{
-		ledger: cfg.Ledger, catalog: cfg.Catalog, backends: cfg.Backends, meter: cfg.Meter, log: cfg.Logger,
+		ledger: cfg.Ledger, catalog: cfg.Catalog, meter: cfg.Meter, log: cfg.Logger,
 		presence: newPresence(time.Now()), refusals: newRefusals(),
 		suspensions: suspensions{changing: newTurns()},
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/policy"
 	"github.com/stint-dev/stint/broker/resource"
@@ -21,32 +22,43 @@ import (
 // Catalog is the roles, profiles and policies in force: an immutable engine that changes as a whole.
 type Catalog struct {
 	ledger   *ledger.Ledger
-	backends resource.Backends
-	// forbidden says which patterns belong to administrators, who are never agents.
-	forbidden func(attestor.Pattern) []attestor.Pattern
-	engine    atomic.Pointer[policy.Engine]
-	readOnly  atomic.Bool
-	// next is the engine whose change is being committed; nil at other times. A role must be in both to be issued by.
-	next atomic.Pointer[policy.Engine]
+	force    atomic.Pointer[inForce]
+	readOnly atomic.Bool
+	// next is what is being committed; nil at other times. A role must be in both to be issued by.
+	next atomic.Pointer[inForce]
 
 	// changing is taken while a change is compiled and committed, so that changes follow one another.
 	changing turns
 }
 
+// Terms are what resources are held against.
+type Terms struct {
+	// Backends are those in force. Roles may name the configured ones.
+	Backends *instance.Snapshot
+	// Forbidden says which patterns belong to administrators, who are never agents.
+	Forbidden func(attestor.Pattern) []attestor.Pattern
+}
+
+// inForce is the resources of one moment and what they were held against. It is immutable and changes as a whole, so that
+// no decision is made by the roles of one moment and carried out by the backends of another.
+type inForce struct {
+	Terms
+
+	engine *policy.Engine
+}
+
 // NewCatalog reads the resources of the ledger and compiles them. Resources that no longer compile, say because their
 // backend is gone, are an error: what is in force must not shrink silently.
-func NewCatalog(
-	ctx context.Context, l *ledger.Ledger, backends resource.Backends, forbidden func(attestor.Pattern) []attestor.Pattern,
-) (*Catalog, error) {
-	c := &Catalog{ledger: l, backends: backends, forbidden: forbidden, changing: newTurns()}
-	if err := c.read(ctx); err != nil {
+func NewCatalog(ctx context.Context, l *ledger.Ledger, terms Terms) (*Catalog, error) {
+	c := &Catalog{ledger: l, changing: newTurns()}
+	if err := c.read(ctx, terms); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
 // read puts in force what the ledger holds.
-func (c *Catalog) read(ctx context.Context) error {
+func (c *Catalog) read(ctx context.Context, terms Terms) error {
 	var stored []ledger.Resource
 	err := c.ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
@@ -60,23 +72,26 @@ func (c *Catalog) read(ctx context.Context) error {
 	for _, s := range stored {
 		files = append(files, resource.File{Name: s.Source, YAML: s.YAML})
 	}
-	set, problems := resource.Parse(files, c.backends)
-	engine, err := c.compile(set, problems)
+	set, problems := resource.Parse(files, terms.Backends.Configured())
+	force, err := terms.compile(set, problems)
 	if err != nil {
 		return fmt.Errorf("resources in the ledger: %w", err)
 	}
-	c.engine.Store(engine)
+	c.force.Store(force)
 	return nil
 }
 
 // Engine returns what decides now.
-func (c *Catalog) Engine() *policy.Engine { return c.engine.Load() }
+func (c *Catalog) Engine() *policy.Engine { return c.force.Load().engine }
+
+// Backends returns the backends in force now.
+func (c *Catalog) Backends() *instance.Snapshot { return c.force.Load().Backends }
 
 // has reports whether a role is there and is not being removed. It is asked inside the transaction that inserts a lease,
 // which comes before the one that removes the role, and is then ended by it, or after, and is then refused.
 func (c *Catalog) has(role string) bool {
 	if next := c.next.Load(); next != nil { // read first: it is in force before it is taken away here
-		if _, ok := next.Set().Role(role); !ok {
+		if _, ok := next.engine.Set().Role(role); !ok {
 			return false
 		}
 	}
@@ -85,10 +100,10 @@ func (c *Catalog) has(role string) bool {
 }
 
 // compile checks what a set as a whole must satisfy.
-func (c *Catalog) compile(set resource.Set, problems []resource.Problem) (*policy.Engine, error) {
+func (t Terms) compile(set resource.Set, problems []resource.Problem) (*inForce, error) {
 	for _, p := range set.Profiles() {
 		for _, pattern := range p.Agents {
-			for _, admin := range c.forbidden(pattern) {
+			for _, admin := range t.Forbidden(pattern) {
 				problems = append(problems, resource.Problem{At: p.At, Message: fmt.Sprintf(
 					"profile %s: agents %q overlaps the administrators %q; an ID cannot be both", p.Name, pattern, admin)})
 			}
@@ -97,7 +112,7 @@ func (c *Catalog) compile(set resource.Set, problems []resource.Problem) (*polic
 	if len(problems) == 0 {
 		var engine *policy.Engine
 		if engine, problems = policy.Compile(set); len(problems) == 0 {
-			return engine, nil
+			return &inForce{Terms: t, engine: engine}, nil
 		}
 	}
 	return nil, invalidResources(problems)
@@ -151,16 +166,16 @@ func (c *Catalog) apply(ctx context.Context, caller Caller, a Apply) (Applied, e
 		return Applied{}, err
 	}
 	defer c.changing.give()
-	from := c.Engine().Set()
+	force := c.force.Load()
 	var set resource.Set
 	var problems []resource.Problem
 	if a.Prune {
-		set, problems = resource.Parse(a.Files, c.backends)
+		set, problems = resource.Parse(a.Files, force.Backends.Configured())
 	} else {
-		set, problems = from.Update(a.Files, c.backends)
+		set, problems = force.engine.Set().Update(a.Files, force.Backends.Configured())
 	}
 	if a.DryRun {
-		_, out, err := c.prospect(set, problems)
+		_, out, err := c.prospect(force.Terms, set, problems)
 		return out, err
 	}
 	_, out, err := c.change(ctx, caller, set, problems)
@@ -176,23 +191,24 @@ func (c *Catalog) Delete(ctx context.Context, caller Caller, id string) (int, er
 		return 0, err
 	}
 	defer c.changing.give()
-	from := c.Engine().Set()
-	if _, ok := from.Document(id); !ok {
+	force := c.force.Load()
+	if _, ok := force.engine.Set().Document(id); !ok {
 		return 0, fault.New(fault.NotFound, "there is no "+id)
 	}
-	set, problems := from.Without(id, c.backends)
+	set, problems := force.engine.Set().Without(id, force.Backends.Configured())
 	ending, _, err := c.change(ctx, caller, set, problems)
 	return ending, err
 }
 
 // prospect compiles a set and says what putting it in force would change.
-func (c *Catalog) prospect(set resource.Set, problems []resource.Problem) (*policy.Engine, Applied, error) {
-	engine, err := c.compile(set, problems)
+func (c *Catalog) prospect(terms Terms, set resource.Set, problems []resource.Problem) (*inForce, Applied, error) {
+	next, err := terms.compile(set, problems)
 	if err != nil {
 		return nil, Applied{}, err
 	}
-	return engine, Applied{
-		Changes: resource.Diff(c.Engine().Set(), set), Warnings: append(set.Warnings(), engine.Warnings()...), PolicySet: engine.Hash(),
+	return next, Applied{
+		Changes: resource.Diff(c.Engine().Set(), set), Warnings: append(set.Warnings(), next.engine.Warnings()...),
+		PolicySet: next.engine.Hash(),
 	}, nil
 }
 
@@ -200,20 +216,21 @@ func (c *Catalog) prospect(set resource.Set, problems []resource.Problem) (*poli
 func (c *Catalog) change(
 	ctx context.Context, caller Caller, set resource.Set, problems []resource.Problem,
 ) (int, Applied, error) {
-	engine, out, err := c.prospect(set, problems)
+	terms := c.force.Load().Terms
+	next, out, err := c.prospect(terms, set, problems)
 	if err != nil {
 		return 0, Applied{}, err
 	}
 	if !anyChange(out.Changes) {
 		return 0, out, nil
 	}
-	c.next.Store(engine)
+	c.next.Store(next)
 	defer c.next.Store(nil)
 	var ending int
 	_, err = c.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		ending = 0
 		for _, ch := range out.Changes {
-			n, cause := commitChange(tx, caller, set, engine.Hash(), ch)
+			n, cause := commitChange(tx, caller, set, out.PolicySet, ch)
 			if cause != nil {
 				return cause
 			}
@@ -223,12 +240,12 @@ func (c *Catalog) change(
 	})
 	failpoint.Hit("role.removed")
 	if errors.Is(err, ledger.ErrOutcomeUnknown) { // what is in force has to be what is stored
-		err = errors.Join(err, c.read(context.WithoutCancel(ctx)))
+		err = errors.Join(err, c.read(context.WithoutCancel(ctx), terms))
 	}
 	if err != nil {
 		return 0, Applied{}, storeFault(err)
 	}
-	c.engine.Store(engine)
+	c.force.Store(next)
 	return ending, out, nil
 }
 

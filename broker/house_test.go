@@ -16,6 +16,7 @@ import (
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/resource"
@@ -161,12 +162,12 @@ func (h *house) start() {
 	}
 	ran := make(chan error, 1)
 	go func() { ran <- h.ledger.Run(ctx) }()
-	h.catalog, err = broker.NewCatalog(ctx, h.ledger, h.backends, administrators)
+	h.catalog, err = broker.NewCatalog(ctx, h.ledger, terms(h.backends))
 	if err != nil {
 		h.tb.Fatal(err)
 	}
 	h.broker, err = broker.New(ctx, broker.Config{
-		Ledger: h.ledger, Catalog: h.catalog, Backends: h.backends, Meter: h.meter, Logger: zap.NewNop(),
+		Ledger: h.ledger, Catalog: h.catalog, Meter: h.meter, Logger: zap.NewNop(),
 	})
 	if err != nil {
 		h.tb.Fatal(err)
@@ -194,7 +195,7 @@ func (h *house) start() {
 func (h *house) startLoop() {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.tb.Context()))
 	loop := teardown.New(teardown.Config{
-		Ledger: h.ledger, Backends: h.backends, Presence: h.broker.Presence(), StuckAfter: stuckAfter, Logger: zap.NewNop(),
+		Ledger: h.ledger, Backends: h.catalog.Backends, Presence: h.broker.Presence(), StuckAfter: stuckAfter, Logger: zap.NewNop(),
 	})
 	ran := make(chan error, 1)
 	go func() { ran <- loop.Run(ctx) }()
@@ -220,6 +221,11 @@ func (h *house) restart() {
 	h.stop()
 	h.start()
 	h.startLoop()
+}
+
+// terms are those of backends, with the administrators of these tests.
+func terms(backends map[string]plugins.Backend) broker.Terms {
+	return broker.Terms{Backends: instance.Configured(backends), Forbidden: administrators}
 }
 
 // administrators says that spiffe://example.org/ops/* administer.

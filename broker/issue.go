@@ -54,15 +54,15 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 	}
 	b.heard(t, nil)
 	denied := denial{event: audit.LeaseDenied, task: &t, roles: []string{req.Role}}
-	decision, err := b.decide(ctx, c, req, t, now)
+	decision, force, err := b.decide(ctx, c, req, t, now)
 	if err != nil {
 		return Issued{}, b.refuse(ctx, c, denied, err)
 	}
-	backend, ok := b.backends[decision.Backend()]
+	in, ok := force.Backends.Find(decision.Backend())
 	if !ok {
 		return Issued{}, fault.New(fault.BackendMisconfigured, "the backend of this role is not configured; tell your operator")
 	}
-	is, err := newIssue(c, t, decision, backend, now)
+	is, err := newIssue(c, t, decision, in.Backend, now)
 	if err != nil {
 		return Issued{}, err
 	}
@@ -131,24 +131,28 @@ func (b *Broker) fromLease(l *lease.Lease) Issued {
 	}}
 }
 
-// decide asks the policy, after what needs none.
-func (b *Broker) decide(ctx context.Context, c Caller, req IssueRequest, t task.Task, now time.Time) (policy.Decision, error) {
+// decide asks the policy, after what needs none. It also returns what was in force, so that the backend that carries the
+// decision out is the one that it was made for.
+func (b *Broker) decide(
+	ctx context.Context, c Caller, req IssueRequest, t task.Task, now time.Time,
+) (policy.Decision, *inForce, error) {
 	if err := admits(t, now); err != nil {
-		return policy.Decision{}, err
+		return policy.Decision{}, nil, err
 	}
 	if b.ledger.Low() {
-		return policy.Decision{}, fault.New(fault.LedgerUnavailable,
+		return policy.Decision{}, nil, fault.New(fault.LedgerUnavailable,
 			"the ledger's disk is nearly full: nothing is issued until there is room; revoking goes on").Retry(ledgerRetry)
 	}
-	engine := b.catalog.Engine()
-	held, err := b.held(ctx, engine, t.Agent)
+	force := b.catalog.force.Load()
+	held, err := b.held(ctx, force.engine, t.Agent)
 	if err != nil {
-		return policy.Decision{}, err
+		return policy.Decision{}, nil, err
 	}
-	return engine.Issue(policy.IssueInput{
+	decision, err := force.engine.Issue(policy.IssueInput{
 		Identity: c.Identity, Task: t, Role: req.Role, Params: req.Params, TTL: req.TTL, Held: held,
 		Now: now,
 	})
+	return decision, force, err
 }
 
 // admits says whether a task takes issues now.

@@ -95,7 +95,7 @@ func (b *Broker) known(ctx context.Context, t stop.Target) error {
 	case stop.Profile, stop.Role:
 		_, found = set.Document(t.String())
 	case stop.Backend:
-		_, found = b.backends[t.Name]
+		_, found = b.catalog.Backends().Find(t.Name)
 	case stop.Agent:
 		tasks, err := b.AllTasks(ctx, ledger.TaskFilter{Agent: t.Name, Limit: 1})
 		if err != nil {

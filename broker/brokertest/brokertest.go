@@ -21,6 +21,7 @@ import (
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/broker/reconcile"
@@ -231,19 +232,21 @@ func (h *House) openLedger(tb testing.TB, cfg Config) {
 // startBroker starts everything between ledger and server.
 func (h *House) startBroker(tb testing.TB, cfg Config, admins *admin.Roles) {
 	tb.Helper()
-	catalog, err := broker.NewCatalog(tb.Context(), h.Ledger, h.backends, admins.Overlapping)
+	catalog, err := broker.NewCatalog(tb.Context(), h.Ledger, broker.Terms{
+		Backends: instance.Configured(h.backends), Forbidden: admins.Overlapping,
+	})
 	if err != nil {
 		tb.Fatalf("make catalog: %v", err)
 	}
 	h.Broker, err = broker.New(tb.Context(), broker.Config{
-		Ledger: h.Ledger, Catalog: catalog, Backends: h.backends, Meter: noMeter{}, Logger: cfg.Logger,
+		Ledger: h.Ledger, Catalog: catalog, Meter: noMeter{}, Logger: cfg.Logger,
 	})
 	if err != nil {
 		tb.Fatalf("make broker: %v", err)
 	}
 	h.run(tb, "broker", h.Broker.Run)
 	h.Reconciler = reconcile.New(reconcile.Config{
-		Ledger: h.Ledger, Roles: func() []resource.Role { return catalog.Engine().Set().Roles() }, Backends: h.backends,
+		Ledger: h.Ledger, Roles: func() []resource.Role { return catalog.Engine().Set().Roles() }, Backends: catalog.Backends,
 		Grace: broker.UnknownGrace, Meter: noMeter{}, Logger: cfg.Logger,
 	})
 	for name, b := range h.backends {
@@ -253,7 +256,7 @@ func (h *House) startBroker(tb testing.TB, cfg Config, admins *admin.Roles) {
 	}
 	if !cfg.NoTeardown {
 		loop := teardown.New(teardown.Config{
-			Ledger: h.Ledger, Backends: h.backends, Presence: h.Broker.Presence(), StuckAfter: stuckAfter, Logger: cfg.Logger,
+			Ledger: h.Ledger, Backends: catalog.Backends, Presence: h.Broker.Presence(), StuckAfter: stuckAfter, Logger: cfg.Logger,
 		})
 		h.run(tb, "teardown", loop.Run)
 	}

@@ -18,15 +18,15 @@ import (
 const maxLogged = 20
 
 // act does what the order says about each finding.
-func (r *Reconciler) act(ctx context.Context, inv *Inventory, o Order) error {
-	for i := range inv.Findings {
-		f := &inv.Findings[i]
+func (c *comparison) act(ctx context.Context, o Order) error {
+	for i := range c.inv.Findings {
+		f := &c.inv.Findings[i]
 		var err error
 		switch {
 		case f.Kind == Gone && o.Settle:
-			err = r.settle(ctx, f, o)
+			err = c.settle(ctx, f, o)
 		case f.Kind != Gone && o.RevokeUnknown:
-			err = r.revoke(ctx, inv.Backend, f, o)
+			err = c.revoke(ctx, f, o)
 		}
 		if err != nil {
 			return err
@@ -56,16 +56,16 @@ func (r *Reconciler) settle(ctx context.Context, f *Finding, o Order) error {
 }
 
 // revoke ends what should not be alive: recorded before the backend is asked, and again with its proof.
-func (r *Reconciler) revoke(ctx context.Context, backend string, f *Finding, o Order) error {
-	rec := strayRecord(o, backend, *f)
-	if err := r.append(ctx, rec); err != nil {
+func (c *comparison) revoke(ctx context.Context, f *Finding, o Order) error {
+	rec := strayRecord(o, c.inv.Backend, *f)
+	if err := c.append(ctx, rec); err != nil {
 		return err
 	}
-	end, err := r.end(ctx, backend, f)
+	end, err := c.end(ctx, f)
 	switch {
 	case err != nil:
 		f.Outcome, f.Problem = Failed, problem(err)
-		r.cfg.Logger.Error("what should not be alive was not ended", zap.String("backend", backend), zap.String("role", f.Role),
+		c.cfg.Logger.Error("what should not be alive was not ended", zap.String("backend", c.inv.Backend), zap.String("role", f.Role),
 			zap.String("ref", f.PublicRef), zap.Error(err))
 		return nil
 	case end.Proof == plugins.Pending || end.Proof == plugins.Disclosed:
@@ -81,17 +81,22 @@ func (r *Reconciler) revoke(ctx context.Context, backend string, f *Finding, o O
 	if !end.UncheckedUntil.IsZero() {
 		rec.Proof.UncheckedUntil = end.UncheckedUntil.UTC()
 	}
-	return r.append(context.WithoutCancel(ctx), rec)
+	return c.append(context.WithoutCancel(ctx), rec)
 }
 
-func (r *Reconciler) end(ctx context.Context, backend string, f *Finding) (plugins.Ending, error) {
+func (c *comparison) end(ctx context.Context, f *Finding) (plugins.Ending, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	held := plugins.Held{Role: f.Role, Handle: f.handle, IssuedAt: f.IssuedAt, NotAfter: f.NotAfter}
 	if f.Lease != nil {
 		held = f.Lease.Held()
 	}
-	return r.cfg.Backends[backend].Revoke(ctx, held)
+	// Looked up anew: comparing may have taken longer than a backend that was replaced is used for.
+	in, ok := c.cfg.Backends().Find(c.inv.Backend)
+	if !ok {
+		return plugins.Ending{}, plugins.ErrUnavailable
+	}
+	return in.Backend.Revoke(ctx, held)
 }
 
 func (r *Reconciler) append(ctx context.Context, rec audit.Record) error {

@@ -20,8 +20,9 @@ const page = 1000
 type comparison struct {
 	*Reconciler
 
-	inv   Inventory
-	roles []resource.Role
+	backend plugins.Backend
+	inv     Inventory
+	roles   []resource.Role
 }
 
 // held is what a backend listed under a role.
@@ -226,7 +227,7 @@ func (c *comparison) gone(ctx context.Context, l lease.Lease, key string) error 
 
 // grace is how old at least an unknown credential is: older than what an issue in flight could be, or its sweep.
 func (c *comparison) grace() time.Duration {
-	return c.cfg.Backends[c.inv.Backend].Descriptor().Horizon + c.cfg.Grace
+	return c.backend.Descriptor().Horizon + c.cfg.Grace
 }
 
 func find(ctx context.Context, lister plugins.Lister, h plugins.Handle) (plugins.Found, error) {

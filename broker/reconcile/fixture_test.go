@@ -44,14 +44,12 @@ type fixture struct {
 func fresh(t *testing.T, every time.Duration, backends map[string]plugins.Backend) fixture {
 	t.Helper()
 	h := brokertest.Start(t, brokertest.Config{Backends: backends, Resources: resources(backends)})
-	if backends == nil {
-		backends = map[string]plugins.Backend{"memory/a": h.Memory, "preparing/a": h.Preparing}
-	}
 	core, logs := observer.New(zapcore.InfoLevel)
 	f := fixture{House: h, meter: &meter{seen: map[string][]reconcile.Counts{}}, logs: logs}
 	f.rec = reconcile.New(reconcile.Config{
-		Ledger: h.Ledger, Roles: func() []resource.Role { return h.Broker.Catalog().Engine().Set().Roles() }, Backends: backends,
-		Grace: broker.UnknownGrace, Every: every, Meter: f.meter, Logger: zap.New(core),
+		Ledger: h.Ledger, Roles: func() []resource.Role { return h.Broker.Catalog().Engine().Set().Roles() },
+		Backends: h.Broker.Catalog().Backends,
+		Grace:    broker.UnknownGrace, Every: every, Meter: f.meter, Logger: zap.New(core),
 	})
 	return f
 }

@@ -3,9 +3,9 @@
 package reconcile
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -13,6 +13,7 @@ import (
 
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/resource"
@@ -44,8 +45,9 @@ type Counts struct{ Unknown, Ended, Gone int }
 type Config struct {
 	Ledger *ledger.Ledger
 	// Roles returns the roles in force.
-	Roles    func() []resource.Role
-	Backends map[string]plugins.Backend // by instance: "vault/prod"
+	Roles func() []resource.Role
+	// Backends returns those in force.
+	Backends func() *instance.Snapshot
 	// Grace is how old an unknown credential is at least, beyond its backend's horizon: older than an issue call and the
 	// sweep of its intent can take.
 	Grace time.Duration
@@ -165,12 +167,9 @@ func (i Inventory) complete() bool {
 // Reconcile compares one backend or all, and does what the order says about what it finds. An error is the caller's or the
 // ledger's; what a backend does not answer is a Gap.
 func (r *Reconciler) Reconcile(ctx context.Context, o Order) ([]Inventory, error) {
-	names := slices.Sorted(maps.Keys(r.cfg.Backends))
-	if o.Backend != "" {
-		if _, ok := r.cfg.Backends[o.Backend]; !ok {
-			return nil, fault.New(fault.NotFound, "there is no backend "+o.Backend)
-		}
-		names = []string{o.Backend}
+	chosen, err := r.choose(o.Backend)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case r.turn <- struct{}{}:
@@ -178,22 +177,35 @@ func (r *Reconciler) Reconcile(ctx context.Context, o Order) ([]Inventory, error
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	out := make([]Inventory, 0, len(names))
-	for _, name := range names {
-		inv, err := r.backend(ctx, name, o)
+	out := make([]Inventory, 0, len(chosen))
+	for _, in := range chosen {
+		inv, err := r.backend(ctx, in, o)
 		if err != nil {
-			return nil, fmt.Errorf("reconcile %s: %w", name, err)
+			return nil, fmt.Errorf("reconcile %s: %w", in.Name, err)
 		}
 		out = append(out, inv)
 	}
 	return out, nil
 }
 
+// choose returns one backend by its name, or all, by name.
+func (r *Reconciler) choose(name string) ([]instance.Instance, error) {
+	in := r.cfg.Backends()
+	if name == "" {
+		return slices.SortedFunc(slices.Values(in.All()), func(a, b instance.Instance) int { return cmp.Compare(a.Name, b.Name) }), nil
+	}
+	one, ok := in.Find(name)
+	if !ok {
+		return nil, fault.New(fault.NotFound, "there is no backend "+name)
+	}
+	return []instance.Instance{one}, nil
+}
+
 // backend compares one backend, acts, and tells.
-func (r *Reconciler) backend(ctx context.Context, name string, o Order) (Inventory, error) {
-	c := &comparison{Reconciler: r, inv: Inventory{Backend: name}, roles: r.roles(name)}
+func (r *Reconciler) backend(ctx context.Context, in instance.Instance, o Order) (Inventory, error) {
+	c := &comparison{Reconciler: r, backend: in.Backend, inv: Inventory{Backend: in.Name}, roles: r.roles(in.Name)}
 	var err error
-	switch b := r.cfg.Backends[name].(type) {
+	switch b := in.Backend.(type) {
 	case plugins.Lister:
 		err = c.byList(ctx, b)
 	case plugins.Publisher:
@@ -202,14 +214,14 @@ func (r *Reconciler) backend(ctx context.Context, name string, o Order) (Invento
 		c.inv.Gaps = append(c.inv.Gaps, Gap{Problem: "this kind of backend cannot say what it holds", Permanent: true})
 	}
 	if err == nil && (o.RevokeUnknown || o.Settle) {
-		err = r.act(ctx, &c.inv, o)
+		err = c.act(ctx, o)
 	}
 	if err != nil {
 		return Inventory{}, err
 	}
 	now := time.Now()
 	if c.inv.complete() {
-		r.cfg.Meter.Reconciled(name, c.inv.Open(), now)
+		r.cfg.Meter.Reconciled(in.Name, c.inv.Open(), now)
 	}
 	r.log(c.inv)
 	return c.inv, r.record(ctx, c.inv, o)

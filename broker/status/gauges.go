@@ -33,7 +33,7 @@ type Snapshot struct {
 type gauges struct {
 	snapshot   func(context.Context) (Snapshot, error)
 	checks     *checks
-	publishers []Publisher
+	publishers func() []Publisher
 	log        *zap.Logger
 
 	readable, ready, backendUp, caExpiry   *prometheus.Desc
@@ -41,7 +41,7 @@ type gauges struct {
 	held, auditSize, freeDisk, svidExpiry  *prometheus.Desc
 }
 
-func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publishers []Publisher, log *zap.Logger) *gauges {
+func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publishers func() []Publisher, log *zap.Logger) *gauges {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(prometheus.BuildFQName(namespace, "", name), help, labels, nil)
 	}
@@ -86,7 +86,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	out := sink(ch)
 	g.readiness(out, g.checks.report(ctx))
-	for _, p := range g.publishers {
+	for _, p := range g.publishers() {
 		if end, ok := firstEnd(p.Bundle()); ok {
 			out.gauge(g.caExpiry, time.Until(end).Seconds(), p.Name)
 		}

@@ -64,7 +64,7 @@ type Report struct {
 
 // checks runs the checks of all parts and remembers the newest report for a moment.
 type checks struct {
-	parts []Part
+	parts func() []Part
 	last  atomic.Pointer[Report]
 	group singleflight.Group
 }
@@ -86,9 +86,10 @@ func (c *checks) report(ctx context.Context) Report {
 func (c *checks) run(ctx context.Context) Report {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	report := Report{State: Ready, At: time.Now(), Parts: make([]Result, len(c.parts))}
+	parts := c.parts()
+	report := Report{State: Ready, At: time.Now(), Parts: make([]Result, len(parts))}
 	var asked sync.WaitGroup
-	for i, part := range c.parts {
+	for i, part := range parts {
 		asked.Go(func() { report.Parts[i] = part.result(part.Check(ctx)) })
 	}
 	asked.Wait()

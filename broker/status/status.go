@@ -49,10 +49,10 @@ type Config struct {
 	Metrics *Metrics
 	// Snapshot reads at each scrape what is gauged; required.
 	Snapshot func(ctx context.Context) (Snapshot, error)
-	// Parts are what readiness is made of.
-	Parts []Part
-	// Publishers: the first one's bundle and CRL are served unless a request names another.
-	Publishers []Publisher
+	// Parts returns what readiness is made of now; nil is nothing.
+	Parts func() []Part
+	// Publishers returns those of now; nil is none. The first one's bundle and CRL are served unless a request names another.
+	Publishers func() []Publisher
 	// Logger is required.
 	Logger *zap.Logger
 }
@@ -69,6 +69,12 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if cfg.Metrics == nil || cfg.Snapshot == nil || cfg.Logger == nil {
 		return nil, errors.New("status: metrics, snapshot and logger are required")
+	}
+	if cfg.Parts == nil {
+		cfg.Parts = func() []Part { return nil }
+	}
+	if cfg.Publishers == nil {
+		cfg.Publishers = func() []Publisher { return nil }
 	}
 	s := &Server{
 		metrics: cfg.Metrics,

@@ -104,6 +104,9 @@ func get(t *testing.T, h http.Handler, target string) *httptest.ResponseRecorder
 	return w
 }
 
+// always is a list that stays the same.
+func always[T any](all ...T) func() []T { return func() []T { return all } }
+
 func part(name, backend string, err error) status.Part {
 	return status.Part{Name: name, Backend: backend, Check: func(context.Context) error { return err }}
 }
@@ -146,7 +149,7 @@ func TestReadiness(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			h := server(t, func(c *status.Config) { c.Parts = test.parts })
+			h := server(t, func(c *status.Config) { c.Parts = always(test.parts...) })
 			text := get(t, h, "/readyz")
 			if text.Code != test.code || !strings.Contains(text.Body.String(), test.text) {
 				t.Errorf("%d:\n%s", text.Code, text.Body)
@@ -169,11 +172,11 @@ func TestReadinessIsCached(t *testing.T) {
 		var asked atomic.Int32
 		h := server(t, func(c *status.Config) {
 			c.Logger = zap.NewNop()
-			c.Parts = []status.Part{{Name: "slow", Check: func(ctx context.Context) error {
+			c.Parts = always(status.Part{Name: "slow", Check: func(ctx context.Context) error {
 				asked.Add(1)
 				<-ctx.Done()
 				return ctx.Err()
-			}}}
+			}})
 		})
 		start := time.Now()
 		done := make(chan int, 50)
@@ -192,7 +195,7 @@ func TestReadinessIsCached(t *testing.T) {
 }
 
 func TestLive(t *testing.T) {
-	h := server(t, func(c *status.Config) { c.Parts = []status.Part{part("ledger", "", errDown)} })
+	h := server(t, func(c *status.Config) { c.Parts = always(part("ledger", "", errDown)) })
 	if w := get(t, h, "/livez"); w.Code != http.StatusOK || w.Body.String() != "ok\n" {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
@@ -209,7 +212,7 @@ func TestLive(t *testing.T) {
 func TestTrust(t *testing.T) {
 	first, second := newCA(t, "first"), newCA(t, "second")
 	h := server(t, func(c *status.Config) {
-		c.Publishers = []status.Publisher{{Name: "stepca/a", Publisher: first}, {Name: "stepca/b", Publisher: second}}
+		c.Publishers = always(status.Publisher{Name: "stepca/a", Publisher: first}, status.Publisher{Name: "stepca/b", Publisher: second})
 	})
 	block := func(target, kind string) []byte {
 		w := get(t, h, target)
@@ -240,7 +243,7 @@ func TestTrust(t *testing.T) {
 
 func TestTrustWithoutAnswer(t *testing.T) {
 	first := newCA(t, "first")
-	h := server(t, func(c *status.Config) { c.Publishers = []status.Publisher{{Name: "stepca/a", Publisher: first}} })
+	h := server(t, func(c *status.Config) { c.Publishers = always(status.Publisher{Name: "stepca/a", Publisher: first}) })
 	first.down.Store(true)
 	for _, target := range []string{"/bundle.pem", "/crl.pem", "/crl.der"} {
 		if w := get(t, h, target); w.Code != http.StatusServiceUnavailable || strings.Contains(w.Body.String(), errDown.Error()) {
@@ -258,8 +261,8 @@ func TestMetrics(t *testing.T) {
 	var fails error
 	h := server(t, func(c *status.Config) {
 		c.Metrics = metrics
-		c.Parts = []status.Part{part("ledger", "", nil), part("backend vault/prod", "vault/prod", errDown)}
-		c.Publishers = []status.Publisher{{Name: "stepca/a", Publisher: newCA(t, "a")}}
+		c.Parts = always(part("ledger", "", nil), part("backend vault/prod", "vault/prod", errDown))
+		c.Publishers = always(status.Publisher{Name: "stepca/a", Publisher: newCA(t, "a")})
 		c.Snapshot = func(context.Context) (status.Snapshot, error) {
 			return status.Snapshot{
 				Stats: ledger.Stats{

@@ -13,7 +13,7 @@ import (
 
 // trust serves what a relying service needs to trust issued certificates.
 type trust struct {
-	publishers []Publisher
+	publishers func() []Publisher
 	log        *zap.Logger
 }
 
@@ -76,7 +76,7 @@ func (t trust) serve(w http.ResponseWriter, r *http.Request, contentType string,
 
 // pick returns the named publisher, or the first for "".
 func (t trust) pick(name string) (Publisher, bool) {
-	for _, p := range t.publishers {
+	for _, p := range t.publishers() {
 		if name == "" || p.Name == name {
 			return p, true
 		}
@@ -85,8 +85,8 @@ func (t trust) pick(name string) (Publisher, bool) {
 }
 
 func (t trust) names() []string {
-	names := make([]string, 0, len(t.publishers))
-	for _, p := range t.publishers {
+	var names []string
+	for _, p := range t.publishers() {
 		names = append(names, p.Name)
 	}
 	return names

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
@@ -75,7 +76,7 @@ func newYard(tb testing.TB) *yard {
 
 func (y *yard) loop() *teardown.Loop {
 	return teardown.New(teardown.Config{
-		Ledger: y.ledger, Backends: y.backends, Presence: y.presence, StuckAfter: stuckAfter, Logger: zap.NewNop(),
+		Ledger: y.ledger, Backends: func() *instance.Snapshot { return instance.Configured(y.backends) }, Presence: y.presence, StuckAfter: stuckAfter, Logger: zap.NewNop(),
 	})
 }
 

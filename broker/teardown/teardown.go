@@ -16,6 +16,7 @@ import (
 
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/failpoint"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
@@ -52,8 +53,9 @@ type Presence interface {
 
 // Config is what a Loop is made of. Every field is required.
 type Config struct {
-	Ledger   *ledger.Ledger
-	Backends map[string]plugins.Backend // by instance: "vault/prod"
+	Ledger *ledger.Ledger
+	// Backends returns those in force.
+	Backends func() *instance.Snapshot
 	Presence Presence
 	// StuckAfter is how long after it was asked for an end is overdue.
 	StuckAfter time.Duration
@@ -265,13 +267,13 @@ func (l *Loop) work(ctx context.Context, c lease.Lease) error {
 
 // attempt asks the backend to end a lease.
 func (l *Loop) attempt(ctx context.Context, c lease.Lease) (plugins.Ending, error) {
-	backend, ok := l.cfg.Backends[c.Backend]
+	in, ok := l.cfg.Backends().Find(c.Backend)
 	if !ok {
 		return plugins.Ending{}, fmt.Errorf("backend %s is not configured: %w", c.Backend, plugins.ErrMisconfigured)
 	}
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
-	return backend.Revoke(ctx, c.Held())
+	return in.Backend.Revoke(ctx, c.Held())
 }
 
 // settle records what an attempt came to, if the claim still holds.

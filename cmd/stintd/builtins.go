@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
 	"github.com/stint-dev/stint/plugins/stepca"
@@ -49,6 +50,15 @@ func builtinNames() []string {
 		names = append(names, b.name)
 	}
 	return names
+}
+
+// inOrder makes a snapshot of opened backends in the order of the configuration, whose first CA is the one that is published.
+func inOrder(cfg *config.Config, opened map[string]plugins.Backend) *instance.Snapshot {
+	all := make([]instance.Instance, 0, len(cfg.Backends))
+	for _, block := range cfg.Backends {
+		all = append(all, instance.Instance{Name: block.ID(), Backend: opened[block.ID()]})
+	}
+	return instance.New(all...)
 }
 
 // openBackends makes every configured backend, or says everything that is wrong with them.

@@ -269,7 +269,7 @@ func (d *devBroker) serve(ctx context.Context, ready func(context.Context) error
 		return err
 	}
 	d.house, err = build(ctx, blueprint{
-		cfg: d.cfg, source: src, keys: k, backends: backends, logger: d.logger, endTasks: true,
+		cfg: d.cfg, source: src, keys: k, backends: inOrder(d.cfg, backends), logger: d.logger, endTasks: true,
 	})
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/broker/reconcile"
@@ -38,7 +39,7 @@ type blueprint struct {
 	cfg      *config.Config
 	source   *source.Source // the daemon's own SVID and the bundles
 	keys     audit.Key
-	backends map[string]plugins.Backend
+	backends *instance.Snapshot // at the start; the catalog says which are in force
 	logger   *zap.Logger
 	// endTasks makes stopping end every task first, as a development broker does.
 	endTasks bool
@@ -105,11 +106,11 @@ func (h *house) run(ctx context.Context, ready func(context.Context) error) erro
 	ground, groundCtx := errgroup.WithContext(base)
 	ground.Go(func() error { return h.ledger.Run(groundCtx) })
 	ground.Go(func() error { return h.source.Run(groundCtx) })
-	for name, b := range h.backends {
-		if r, ok := b.(plugins.Runner); ok {
+	for _, in := range h.backends.All() {
+		if r, ok := in.Backend.(plugins.Runner); ok {
 			ground.Go(func() error {
 				if err := r.Run(groundCtx); err != nil {
-					return fmt.Errorf("backend %s: %w", name, err)
+					return fmt.Errorf("backend %s: %w", in.Name, err)
 				}
 				return nil
 			})
@@ -142,7 +143,7 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	upperCtx, stopUpper := context.WithCancel(upperCtx)
 	defer stopUpper()
 	h.teardown = teardown.New(teardown.Config{
-		Ledger: h.ledger, Backends: h.backends, Presence: h.broker.Presence(), StuckAfter: h.cfg.Teardown.StuckAfter,
+		Ledger: h.ledger, Backends: h.catalog.Backends, Presence: h.broker.Presence(), StuckAfter: h.cfg.Teardown.StuckAfter,
 		Logger: h.logger.Named("teardown"),
 	})
 	upper.Go(func() error { return h.teardown.Run(upperCtx) })
@@ -176,16 +177,16 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 // assemble makes catalog, broker, gRPC server and status server.
 func (h *house) assemble(ctx context.Context) error {
 	var err error
-	if h.catalog, err = broker.NewCatalog(ctx, h.ledger, h.backends, h.admins.Overlapping); err != nil {
+	if h.catalog, err = broker.NewCatalog(ctx, h.ledger, broker.Terms{Backends: h.backends, Forbidden: h.admins.Overlapping}); err != nil {
 		return err
 	}
 	if h.broker, err = broker.New(ctx, broker.Config{
-		Ledger: h.ledger, Catalog: h.catalog, Backends: h.backends, Meter: h.metrics, Logger: h.logger.Named("broker"),
+		Ledger: h.ledger, Catalog: h.catalog, Meter: h.metrics, Logger: h.logger.Named("broker"),
 	}); err != nil {
 		return err
 	}
 	h.reconciler = reconcile.New(reconcile.Config{
-		Ledger: h.ledger, Roles: func() []resource.Role { return h.catalog.Engine().Set().Roles() }, Backends: h.backends,
+		Ledger: h.ledger, Roles: func() []resource.Role { return h.catalog.Engine().Set().Roles() }, Backends: h.catalog.Backends,
 		Grace: broker.UnknownGrace, Every: h.cfg.Reconcile.Every, Meter: h.metrics, Logger: h.logger.Named("reconcile"),
 	})
 	if err = h.loadResources(ctx); err != nil {

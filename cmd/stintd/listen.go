@@ -118,24 +118,35 @@ func listenTCP(ctx context.Context, addr string) (net.Listener, error) {
 
 // newStatus makes the server of health, metrics, bundle and CRL.
 func (h *house) newStatus() (*status.Server, error) {
-	var publishers []status.Publisher
+	return status.New(status.Config{
+		Metrics: h.metrics, Snapshot: h.snapshot, Parts: h.parts, Publishers: h.publishers, Logger: h.logger.Named("status"),
+	})
+}
+
+// parts are what readiness is made of, with the backends of the moment.
+func (h *house) parts() []status.Part {
 	parts := []status.Part{
 		{Name: "serving", Check: func(context.Context) error { return stoppingError(&h.stopping) }},
 		{Name: "ledger", Check: h.checkLedger},
 		{Name: "identity", Check: func(context.Context) error { return h.source.Check(time.Now()) }},
 	}
-	for _, block := range h.cfg.Backends {
-		name, backend := block.ID(), h.backends[block.ID()]
-		if p, ok := backend.(plugins.Publisher); ok {
-			publishers = append(publishers, status.Publisher{Name: name, Publisher: p})
-		}
-		if p, ok := backend.(plugins.Prober); ok {
-			parts = append(parts, status.Part{Name: "backend " + name, Backend: name, Check: p.Healthy})
+	for _, in := range h.catalog.Backends().All() {
+		if p, ok := in.Backend.(plugins.Prober); ok {
+			parts = append(parts, status.Part{Name: "backend " + in.Name, Backend: in.Name, Check: p.Healthy})
 		}
 	}
-	return status.New(status.Config{
-		Metrics: h.metrics, Snapshot: h.snapshot, Parts: parts, Publishers: publishers, Logger: h.logger.Named("status"),
-	})
+	return parts
+}
+
+// publishers are the backends of the moment that issue certificates.
+func (h *house) publishers() []status.Publisher {
+	var publishers []status.Publisher
+	for _, in := range h.catalog.Backends().All() {
+		if p, ok := in.Backend.(plugins.Publisher); ok {
+			publishers = append(publishers, status.Publisher{Name: in.Name, Publisher: p})
+		}
+	}
+	return publishers
 }
 
 func stoppingError(stopping *atomic.Bool) error {

@@ -76,8 +76,9 @@ func TestReconcileVaultUnknown(t *testing.T) {
 	unknown, foreign := taken(t, f, "database/creds/stint-orders-ro"), others(t, f)
 
 	rec := reconcile.New(reconcile.Config{
-		Ledger: h.Ledger, Roles: func() []resource.Role { return h.Broker.Catalog().Engine().Set().Roles() }, Backends: backends,
-		Meter: (*status.Metrics)(nil), Logger: zaptest.NewLogger(t),
+		Ledger: h.Ledger, Roles: func() []resource.Role { return h.Broker.Catalog().Engine().Set().Roles() },
+		Backends: h.Broker.Catalog().Backends,
+		Meter:    (*status.Metrics)(nil), Logger: zaptest.NewLogger(t),
 	})
 	compare := func(o reconcile.Order) reconcile.Inventory {
 		t.Helper()

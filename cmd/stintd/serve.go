@@ -66,7 +66,7 @@ func serve(ctx context.Context, path string) error {
 	if len(faults) > 0 {
 		return errors.Join(faults...)
 	}
-	h, err := build(ctx, blueprint{cfg: cfg, source: src, keys: k, backends: backends, logger: logger})
+	h, err := build(ctx, blueprint{cfg: cfg, source: src, keys: k, backends: inOrder(cfg, backends), logger: logger})
 	if err != nil {
 		return err
 	}
