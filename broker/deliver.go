@@ -27,7 +27,7 @@ func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
 			return Issued{}, err
 		}
 		failpoint.Hit("issue.prepared")
-		is.request.Prepared, is.lease.Handle = prepared, prepared.Handle
+		is.request.Prepared, is.lease.Handle, is.lease.UsableUntil = prepared, prepared.Handle, prepared.UsableUntil
 		defer prepared.State.Wipe()
 	}
 	if prepares || is.backend.Descriptor().Horizon > 0 {

@@ -197,6 +197,9 @@ type Prepared struct {
 	State secret.Value
 	// NotAfter is when what was prepared ends by the backend's clock.
 	NotAfter time.Time
+	// UsableUntil is until when, at worst, what Issue makes could work if its answer is lost and the backend forgets it: the
+	// same that a Swept ending says. Zero means that it is never later than the request's NotAfter.
+	UsableUntil time.Time
 }
 
 // Credential is what Issue made.

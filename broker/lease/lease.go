@@ -108,11 +108,13 @@ type Lease struct {
 	// NotIssued is true where the issue call promised that nothing was made; what was prepared still has to end.
 	NotIssued bool `json:"not_issued,omitempty"`
 
-	Proof          plugins.Proof `json:"proof,omitempty"`
-	ProofDetail    string        `json:"proof_detail,omitempty"`
-	RevokedAt      time.Time     `json:"revoked_at,omitzero"`
-	UsableUntil    time.Time     `json:"usable_until,omitzero"`
-	UncheckedUntil time.Time     `json:"unchecked_until,omitzero"`
+	Proof       plugins.Proof `json:"proof,omitempty"`
+	ProofDetail string        `json:"proof_detail,omitempty"`
+	RevokedAt   time.Time     `json:"revoked_at,omitzero"`
+	// UsableUntil is the last instant at which it could work; before the end is known, only where that may be later than
+	// NotAfter: of an intent, whose answer may be lost (plugins.Prepared), and of what lapses by itself.
+	UsableUntil    time.Time `json:"usable_until,omitzero"`
+	UncheckedUntil time.Time `json:"unchecked_until,omitzero"`
 }
 
 // ErrState is returned for a transition that the state does not allow.
@@ -130,6 +132,7 @@ func (l Lease) Activate(c plugins.Credential) (Lease, error) {
 	}
 	l.State, l.Handle, l.PublicRef, l.NotAfter = Active, c.Handle, c.PublicRef, c.NotAfter
 	l.Chain, l.Bundle, l.NextAt, l.SweepAt = c.Chain, c.Bundle, c.NotAfter, time.Time{}
+	l.UsableUntil = time.Time{} // that of an intent was about an answer that is lost
 	return l, nil
 }
 
@@ -156,7 +159,7 @@ func (l Lease) Nothing(now time.Time) (Lease, error) {
 		return l, l.wrong("give up")
 	}
 	l = l.AskEnd(now, Unreleased)
-	l.State, l.NotIssued, l.NextAt = Revoking, true, now
+	l.State, l.NotIssued, l.NextAt, l.UsableUntil = Revoking, true, now, time.Time{}
 	return l, nil
 }
 

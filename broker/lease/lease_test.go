@@ -41,6 +41,7 @@ func in(s lease.State) lease.Lease {
 	case lease.Revoked, lease.Lapsed, lease.Disclosed:
 		l.AskedAt, l.Cause, l.NextAt, l.Proof = start, lease.Requested, time.Time{}, plugins.ReadBack
 	case lease.Intent:
+		l.UsableUntil = end.Add(time.Hour) // should its answer be lost
 	}
 	return l
 }
@@ -113,7 +114,7 @@ func TestActivate(t *testing.T) {
 	got, err := in(lease.Intent).Activate(credential())
 	want := in(lease.Intent)
 	want.State, want.Handle, want.PublicRef, want.NextAt, want.SweepAt = lease.Active, "h2", "ref", end, time.Time{}
-	want.Chain, want.Bundle = [][]byte{{1}}, [][]byte{{2}}
+	want.Chain, want.Bundle, want.UsableUntil = [][]byte{{1}}, [][]byte{{2}}, time.Time{}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
@@ -169,7 +170,7 @@ func TestBegin(t *testing.T) {
 
 func TestNothing(t *testing.T) {
 	got, err := in(lease.Intent).Nothing(start)
-	if err != nil || !got.NotIssued || got.Uncertain || !got.NextAt.Equal(start) || !got.Held().NotIssued {
+	if err != nil || !got.NotIssued || got.Uncertain || !got.UsableUntil.IsZero() || !got.NextAt.Equal(start) || !got.Held().NotIssued {
 		t.Errorf("%v: %+v", err, got)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/servertest"
@@ -31,6 +32,8 @@ const (
 	crashTimeEnv = "STINT_CRASH_TIME"
 	crashTime    = 30 * time.Second
 	crashHorizon = 5 * time.Second
+	// crashTTL is the longest that database users live: longer than the test, so that none ends by its own clock.
+	crashTTL = 5 * time.Minute
 )
 
 // tally is what agents heard: what was acknowledged counts.
@@ -70,7 +73,7 @@ func (a *tally) fails(err error) {
 func (a *tally) work(tb testing.TB, c *agent.Client, over *atomic.Bool) {
 	tb.Helper()
 	for n := 0; !over.Load(); n++ {
-		d := declaration(5*time.Minute, dbRole, certRole, remoteRole)
+		d := declaration(crashTTL, dbRole, certRole, remoteRole)
 		d.IdleTimeout = 4 * time.Second
 		task, err := c.Declare(tb.Context(), d)
 		if err != nil {
@@ -167,14 +170,30 @@ func newCrash(tb testing.TB) *crash {
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
 	c.caData = onlyFile(tb, filepath.Join(filepath.Dir(tb.TempDir()), "*", "db.bbolt"))
-	c.vault = vaultFor(tb, vault, c.pg)
-	auth, _ := tokenAuth(tb, c.vault)
+	auth := c.useVault(tb, vault)
 	c.site = newSite(tb, "", vaultBackend(vault, auth, `  max_request_duration = "`+crashHorizon.String()+`"`)+embeddedCA+remoteCA(tb, c.ca),
-		catalog(limits{dbTTL: "{default: 5m, max: 5m}"}, dbRole, certRole, remoteRole)) // longer than the test: nothing lapses
+		catalog(crashLimits(), dbRole, certRole, remoteRole))
 	for i := range crashAgents {
 		c.clients = append(c.clients, c.agent(tb, "/agent/a"+string(rune('a'+i))))
 	}
 	return c
+}
+
+// useVault sets a Vault up for the crash, and returns how stintd logs in to it. What the engine gives by itself is what the
+// role allows at most, as `stintd check` demands: then the record of what Vault forgot is true.
+func (c *crash) useVault(tb testing.TB, server *servertest.Vault) (auth string) {
+	tb.Helper()
+	c.vault = vaultFor(tb, server, c.pg)
+	if _, err := c.vault.Root.Logical().WriteWithContext(tb.Context(), "database/roles/stint-orders-ro",
+		map[string]any{"default_ttl": crashTTL.String()}); err != nil {
+		tb.Fatal(err)
+	}
+	auth, _ = tokenAuth(tb, c.vault)
+	return auth
+}
+
+func crashLimits() limits {
+	return limits{dbTTL: fmt.Sprintf("{default: %s, max: %s}", crashTTL, crashTTL)}
 }
 
 // rage lets the agents work while stintd is killed and started again, and returns how often it was. In the end it is not
@@ -225,30 +244,38 @@ func (c *crash) checkVault(t *testing.T, all records) {
 		return err
 	})
 	for _, u := range left {
-		if !all.forgotten(u) {
-			t.Errorf("PostgreSQL has a user left: %+v", u)
+		if err := all.forgotten(u); err != nil {
+			t.Errorf("PostgreSQL has a user left, %s, that the ledger does not account for: %v", u.Name, err)
 		}
 	}
-	t.Logf("%d database users are left that Vault made and forgot, with passwords that nobody was told: %+v", len(left), left)
+	t.Logf("%d database users are left that Vault made and forgot; each has its lease, swept, that says until when: %+v", len(left), left)
 	if leases := c.vault.Leases(t, "database/creds/stint-orders-ro"); len(leases) != 0 {
 		t.Errorf("Vault has %d leases left: %v", len(leases), leases)
 	}
 }
 
-// forgotten says whether a database user is one that Vault forgot: it made the user while the connection of the killed
-// stintd was cut, and never wrote its lease down, which no client can mend. Then no lease of the ledger has the user's name,
-// so nobody was told the password; a lease of its task was swept, so the record says that this may be; and PostgreSQL's
-// clock ends the password.
-func (r records) forgotten(u leftUser) bool {
-	swept := false
+// forgotten returns nil for a database user that Vault forgot, and that the ledger accounts for. Vault made it while the
+// connection of the killed stintd was cut, and never wrote its lease down, which no client can mend. Then no lease of the
+// ledger has the user's name, so nobody was told the password; the lease of its task was swept; and PostgreSQL's clock ends
+// the user not later than that lease's record says.
+func (r records) forgotten(u leftUser) error {
+	var swept *lease.Lease
 	for _, l := range r.leases {
 		if strings.Contains(l.PublicRef, u.Name) {
-			return false
+			return fmt.Errorf("it was handed out, with lease %s, %s (%s)", l.ID, l.State, l.Proof)
 		}
 		_, short, _ := strings.Cut(l.TaskName, "reconcile-invoices-")
-		swept = swept || (l.Role == dbRole && l.Proof == plugins.Swept && strings.Contains(u.Name, "-task-"+short+"-"))
+		if l.Role == dbRole && l.Proof == plugins.Swept && strings.Contains(u.Name, "-task-"+short+"-") {
+			swept = &l
+		}
 	}
-	return swept && time.Until(u.Until) < time.Hour
+	switch {
+	case swept == nil:
+		return errors.New("no lease of its task was swept")
+	case u.Until.After(swept.UsableUntil):
+		return fmt.Errorf("it works until %s, and lease %s says until %s", u.Until, swept.ID, swept.UsableUntil)
+	}
+	return nil
 }
 
 // checkTokens looks at the tokens of credentials that are alive: those of which a kill came between Vault's answer and the
@@ -262,7 +289,7 @@ func (c *crash) checkTokens(t *testing.T, all records) {
 				t.Errorf("the token of lease %s, which is %s (%s), is alive", l.ID, l.State, l.ProofDetail)
 			}
 		}
-		if ttl > 5*time.Minute+crashHorizon {
+		if ttl > crashTTL+crashHorizon {
 			t.Errorf("token %s lives for another %s", accessor, ttl)
 		}
 	}

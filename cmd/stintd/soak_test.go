@@ -23,7 +23,6 @@ const (
 	soakSeedEnv = "STINT_SOAK_SEED"
 	soakTime    = 45 * time.Second
 	soakAgents  = 6
-	soakTTL     = 5 * time.Minute
 )
 
 // soak is an installation in which everything fails while agents work.
@@ -107,10 +106,9 @@ func newSoak(tb testing.TB, seed uint64) *soak {
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
 	c.caData = onlyFile(tb, filepath.Join(filepath.Dir(tb.TempDir()), "*", "db.bbolt"))
-	c.vault = vaultFor(tb, s.server, c.pg)
-	auth, _ := tokenAuth(tb, c.vault)
+	auth := c.useVault(tb, s.server)
 	c.site = newSite(tb, "", vaultBackend(s.server, auth, `  max_request_duration = "`+crashHorizon.String()+`"`)+embeddedCA+remoteCA(tb, c.ca),
-		catalog(limits{dbTTL: "{default: 5m, max: 5m}"}, dbRole, otpRole, certRole, remoteRole))
+		catalog(crashLimits(), dbRole, otpRole, certRole, remoteRole))
 	for i := range soakAgents {
 		c.clients = append(c.clients, c.agent(tb, "/agent/s"+strconv.Itoa(i)))
 	}
@@ -142,7 +140,7 @@ func (s *soak) rage(tb testing.TB, seed uint64, length time.Duration) {
 // one declares a task, issues for it, and ends it in one of the ways that there are.
 func (s *soak) one(tb testing.TB, c *agent.Client, rng *rand.Rand) {
 	tb.Helper()
-	d := declaration(soakTTL, dbRole, otpRole, certRole, remoteRole)
+	d := declaration(crashTTL, dbRole, otpRole, certRole, remoteRole)
 	d.IdleTimeout = 4 * time.Second
 	end := rng.IntN(10)
 	if end == 0 { // expires

@@ -167,8 +167,14 @@ func (s *suite) neverIssued(t *testing.T) {
 	if held.Handle == "" && !s.Backend.Descriptor().HandleIsLeaseID {
 		t.Skip("without a handle there is nothing to revoke by")
 	}
+	worst := req.Prepared.UsableUntil
+	if worst.Before(req.NotAfter) {
+		worst = req.NotAfter
+	}
 	for range 2 {
-		s.revoke(t, held)
+		if end := s.revoke(t, held); end.Proof == plugins.Swept && end.UsableUntil.After(worst) {
+			t.Errorf("swept, it is usable until %s, and what was prepared said %s", end.UsableUntil, worst)
+		}
 	}
 }
 

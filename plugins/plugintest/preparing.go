@@ -31,7 +31,7 @@ func (p *Preparing) Descriptor() plugins.Descriptor {
 	return d
 }
 
-// Prepare makes a token that ends a horizon after the request's NotAfter.
+// Prepare makes a token that ends a horizon after the request's NotAfter. What it makes and loses is said to work until then too.
 func (p *Preparing) Prepare(ctx context.Context, req plugins.Request) (plugins.Prepared, error) {
 	text := rand.Text()
 	prepared := plugins.Prepared{
@@ -39,6 +39,7 @@ func (p *Preparing) Prepare(ctx context.Context, req plugins.Request) (plugins.P
 		State:    secret.FromString(text),
 		NotAfter: req.NotAfter.Add(p.cfg.Horizon),
 	}
+	prepared.UsableUntil = prepared.NotAfter
 	err := p.faults.run(ctx, p.call(OpPrepare, req.Lease), func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -68,7 +69,7 @@ func (p *Preparing) Revoke(ctx context.Context, held plugins.Held) (plugins.Endi
 	}
 	end, err := p.revoke(ctx, held)
 	if err == nil && held.Uncertain && end.Proof == plugins.NotIssued {
-		end = plugins.Ending{Proof: plugins.Swept, At: end.At, UsableUntil: held.NotAfter, Detail: "memory: token gone"}
+		end = plugins.Ending{Proof: plugins.Swept, At: end.At, UsableUntil: held.NotAfter.Add(p.cfg.Horizon), Detail: "memory: token gone"}
 	}
 	return end, err
 }

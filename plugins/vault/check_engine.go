@@ -133,7 +133,8 @@ func (c *roleChecker) database(path string) {
 }
 
 // forgotten is about users that vault makes and then does not know: the connection broke between making one and storing
-// its lease. Nobody has its password, and only the end in its creation statement, default_ttl away, ends it.
+// its lease. Nobody has its password, and only the end in its creation statement, default_ttl away, ends it. The lease's
+// record says ttl.max, and would be untrue.
 func (c *roleChecker) forgotten(path string, reply *rest.Reply) {
 	var def int64
 	if !reply.Decode("default_ttl", &def) || (def > 0 && seconds(def) <= c.role.MaxTTL) {
@@ -143,8 +144,9 @@ func (c *roleChecker) forgotten(path string, reply *rest.Reply) {
 	if def > 0 {
 		has = "default_ttl " + seconds(def).String()
 	}
-	c.weakens("database-default-ttl", c.subject,
-		fmt.Sprintf("%s has %s, and ttl.max is %s: a user that vault makes and forgets, as after a crash, lives that long", path, has, c.role.MaxTTL),
+	c.breaks("database-default-ttl", c.subject,
+		fmt.Sprintf("%s has %s, and ttl.max is %s: a user that vault makes and forgets, as after a crash, lives longer than the record says",
+			path, has, c.role.MaxTTL),
 		fmt.Sprintf("vault write %s default_ttl=%s", path, c.role.MaxTTL))
 }
 

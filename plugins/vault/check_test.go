@@ -237,7 +237,7 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 		"ssh certificates": c.writes("ssh/roles/stint-otp", map[string]any{"key_type": "ca", "allow_user_certificates": true, "default_user": "ubuntu"}, otpEngine).
 			breaks("ssh-not-otp", "key_type=otp").of(otpRole),
 		"engine's role is missing": c.removes(databasePath, good).breaks("engine-role-missing", "vault write "+databasePath).of(dbRole),
-		"forgotten users":          c.writes(databasePath, longer, good).weakens("database-default-ttl", "default_ttl=1h0m0s").of(dbRole),
+		"forgotten users":          c.writes(databasePath, longer, good).breaks("database-default-ttl", "default_ttl=1h0m0s").of(dbRole),
 		"leases end early":         c.writes(databasePath, shorter, good).weakens("engine-max-ttl", "max_ttl=1h0m0s").of(dbRole),
 		"the engine's own limit": c.writes("sys/mounts/database/tune", map[string]any{"max_lease_ttl": "20m"}, map[string]any{"max_lease_ttl": "768h"}).
 			weakens("engine-max-ttl", "vault secrets tune -max-lease-ttl=1h0m0s database/").of(dbRole),

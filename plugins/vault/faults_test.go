@@ -12,6 +12,7 @@ import (
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
 	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault"
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
 
@@ -185,7 +186,10 @@ func TestTokenThatDiesInFlight(t *testing.T) {
 	t.Run("a lost answer is found by tidying", func(t *testing.T) {
 		req := request(role, time.Minute, nil)
 		req.TaskName = "task-lost"
-		prepared, err := b.Prepare(t.Context(), req)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		deadline, _ := ctx.Deadline()
+		prepared, err := b.Prepare(ctx, req)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -205,10 +209,23 @@ func TestTokenThatDiesInFlight(t *testing.T) {
 		if n := vaulttest.Users(t, super, "v-token-task-lost-%"); n != 1 {
 			t.Fatalf("%d users, want the one that outlived its token", n)
 		}
+		// Had Vault forgotten the user, PostgreSQL would end it: not later than the record says, nor than what could have been
+		// made at the last instant.
+		var until time.Time
+		if err := super.QueryRow(t.Context(), "SELECT rolvaliduntil FROM pg_roles WHERE rolname LIKE 'v-token-task-lost-%'").Scan(&until); err != nil {
+			t.Fatal(err)
+		}
 		// The sweep after the horizon.
 		ending := revoke(t, b, held, plugins.Swept)
-		if latest := time.Now().Add(req.Role.MaxTTL); ending.UsableUntil.Before(latest.Add(-time.Minute)) || ending.UsableUntil.After(latest) {
-			t.Errorf("usable until %s, want the role's maximum, %s", ending.UsableUntil, latest)
+		latest := deadline.Add(vault.DefaultMaxRequestDuration + req.Role.MaxTTL + 6*time.Second)
+		if ending.UsableUntil.Before(latest.Add(-time.Second)) || ending.UsableUntil.After(latest) {
+			t.Errorf("usable until %s, want the role's maximum after the last instant at which Vault may begin, %s", ending.UsableUntil, latest)
+		}
+		if !ending.UsableUntil.Equal(prepared.UsableUntil) {
+			t.Errorf("usable until %s, but what was prepared says %s", ending.UsableUntil, prepared.UsableUntil)
+		}
+		if until.After(ending.UsableUntil) {
+			t.Errorf("PostgreSQL would accept the user until %s, and the end says %s", until, ending.UsableUntil)
 		}
 		eventually(t, func() bool { return vaulttest.Users(t, super, "v-token-task-lost-%") == 0 })
 	})

@@ -59,13 +59,29 @@ func (b *Backend) prepare(ctx context.Context, req plugins.Request) (plugins.Pre
 		}
 		return plugins.Prepared{}, err
 	}
-	h, err := handle{
-		Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: asked.Add(max(req.Role.MaxTTL, req.NotAfter.Sub(asked))).Unix(),
-	}.encode()
+	made := handle{Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: b.latestEnd(ctx, req, asked)}
+	h, err := made.encode()
 	if err != nil {
 		return plugins.Prepared{}, err
 	}
-	return plugins.Prepared{Handle: h, State: reply.Auth.Token.Value, NotAfter: asked.Add(time.Duration(ttl) * time.Second)}, nil
+	return plugins.Prepared{
+		Handle: h, State: reply.Auth.Token.Value, NotAfter: asked.Add(time.Duration(ttl) * time.Second), UsableUntil: made.until(),
+	}, nil
+}
+
+// engineSlack is what Vault's database engine adds to the end of the users that it makes, and room for rounding.
+const engineSlack = 6 * time.Second
+
+// latestEnd returns the latest instant, as Unix time, at which something could end that Vault makes for this request and
+// forgets. Vault may begin to make it until the deadline of the issue, which is the context's, and the horizon have passed; it
+// then lives as long as the engine gives by itself, which Check holds to the role's maximum.
+func (b *Backend) latestEnd(ctx context.Context, req plugins.Request, asked time.Time) int64 {
+	made := asked
+	if deadline, ok := ctx.Deadline(); ok {
+		made = deadline
+	}
+	lives := max(req.Role.MaxTTL, req.NotAfter.Sub(asked))
+	return made.Add(b.cfg.MaxRequestDuration + lives + engineSlack).Unix()
 }
 
 // tokenWish is the body of auth/token/create. What stands in meta is in Vault's audit log.
