@@ -154,7 +154,8 @@ type RoleInfo struct {
 	MaxTTL time.Duration
 	// NeedsCSR is true for certificates: the agent keeps the key and sends a PKCS #10 request (RFC 2986).
 	NeedsCSR bool
-	// Lane names what fails together inside the backend (a mount, a database), for fair teardown: "database/".
+	// Lane names what fails together inside the backend (a database, a CA), for fair teardown:
+	// "database/creds/stint-orders-ro".
 	Lane string
 	// Fields are the names of the secret fields that Issue returns, where they are known beforehand.
 	Fields []string

@@ -72,7 +72,7 @@ type Lease struct {
 	Agent    string           `json:"agent"`
 	Role     string           `json:"role"`
 	Backend  string           `json:"backend"`
-	Lane     string           `json:"lane"` // what fails together: "vault/prod database/"
+	Lane     string           `json:"lane"` // what fails together: "vault/prod database/creds/stint-orders-ro"
 	State    State            `json:"state"`
 	Ends     plugins.Ends     `json:"ends"`
 	Exposure plugins.Exposure `json:"exposure"`

@@ -100,8 +100,8 @@ type Counts interface {
 	LiveTasks(agent string) (int, error)
 	// LiveLeases counts an agent's leases that are not final.
 	LiveLeases(agent string) (int, error)
-	// OpenLeases counts a task's leases that are not final.
-	OpenLeases(id task.ID) (int, error)
+	// HasOpenLeases reports whether a task has a lease that is not final. It costs the same however many there are.
+	HasOpenLeases(id task.ID) (bool, error)
 	// Stats counts what is alive, for metrics.
 	Stats() (Stats, error)
 }

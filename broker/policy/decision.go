@@ -134,7 +134,7 @@ func (d Decision) RoleInfo() plugins.RoleInfo { return d.role.Info }
 // Backend returns the backend's instance: "vault/prod".
 func (d Decision) Backend() string { return d.role.Backend }
 
-// Lane names what fails together: "vault/prod database/".
+// Lane names what fails together: "vault/prod database/creds/stint-orders-ro".
 func (d Decision) Lane() string {
 	if d.role.Info.Lane == "" {
 		return d.role.Backend

@@ -107,8 +107,8 @@ func finish(tx *ledger.Tx, id task.ID, now time.Time) error {
 	if err != nil || from.State != task.Closing {
 		return err
 	}
-	open, err := tx.OpenLeases(id)
-	if err != nil || open > 0 {
+	open, err := tx.HasOpenLeases(id)
+	if err != nil || open {
 		return err
 	}
 	leases, err := tx.ListLeases(ledger.LeaseFilter{Task: id})

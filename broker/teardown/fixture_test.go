@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -35,6 +36,8 @@ type yard struct {
 	presence *presence
 	ledger   *ledger.Ledger
 	kill     context.CancelFunc // ends the ledger
+	logger   *zap.Logger
+	logs     *observer.ObservedLogs // at Error
 }
 
 func newYard(tb testing.TB) *yard {
@@ -44,6 +47,8 @@ func newYard(tb testing.TB) *yard {
 		presence: &presence{seen: map[task.ID]time.Time{}, started: time.Now()},
 	}
 	y.backends = map[string]plugins.Backend{"memory/a": y.a, "memory/b": y.b}
+	core, logs := observer.New(zap.ErrorLevel)
+	y.logger, y.logs = zap.New(core), logs
 	store, err := sqlite.Open(tb.Context(), tb.TempDir())
 	if err != nil {
 		tb.Fatal(err)
@@ -76,7 +81,8 @@ func newYard(tb testing.TB) *yard {
 
 func (y *yard) loop() *teardown.Loop {
 	return teardown.New(teardown.Config{
-		Ledger: y.ledger, Backends: func() *instance.Snapshot { return instance.Configured(y.backends) }, Presence: y.presence, StuckAfter: stuckAfter, Logger: zap.NewNop(),
+		Ledger: y.ledger, Backends: func() *instance.Snapshot { return instance.Configured(y.backends) }, Presence: y.presence,
+		StuckAfter: stuckAfter, Logger: y.logger,
 	})
 }
 
@@ -202,6 +208,18 @@ func (y *yard) ended(t task.Task) int {
 				n++
 			}
 		}
+		return err
+	})
+	return n
+}
+
+// stuck counts the leases of a task that are flagged as stuck.
+func (y *yard) stuck(t task.Task) int {
+	y.tb.Helper()
+	n := 0
+	y.view(func(r ledger.Reader) error {
+		leases, err := r.ListLeases(ledger.LeaseFilter{Task: t.ID, Stuck: true})
+		n = len(leases)
 		return err
 	})
 	return n

@@ -137,32 +137,46 @@ func (t *turns) took(leases []lease.Lease) {
 	}
 }
 
-// tell writes on the leases that wait for a lane that is held what they wait for: nobody has tried to end them, and
-// whoever looks at one should see why. Those told are due again when the lane is next asked.
+// tell writes on the leases that wait for a lane that is held what they wait for, and that they are overdue once they are:
+// nobody tries to end them, and whoever looks at one should see why. Those told are due again when the lane is next asked.
 func (l *Loop) tell(ctx context.Context, name string, at *lane) error {
-	due := func(q ledger.Queue) ([]lease.Lease, error) {
-		all, err := q.DueLeases(name, time.Now(), tellBatch)
-		return slices.DeleteFunc(all, func(l lease.Lease) bool { return l.State != lease.Revoking || l.LastError != "" }), err
+	now := time.Now()
+	news := func(q ledger.Queue) ([]lease.Lease, error) {
+		all, err := q.DueLeases(name, now, tellBatch)
+		return slices.DeleteFunc(all, func(from lease.Lease) bool {
+			return from.State != lease.Revoking || (from.LastError != "" && l.overdue(from, now) == from.Stuck)
+		}), err
 	}
-	var untold []lease.Lease
+	var some []lease.Lease
 	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
-		untold, err = due(r)
+		some, err = news(r)
 		return err
 	})
-	if err != nil || len(untold) == 0 {
+	if err != nil || len(some) == 0 {
 		return err
 	}
 	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
-		untold, err = due(tx)
-		for _, from := range untold {
+		some, err = news(tx)
+		if err != nil {
+			return err
+		}
+		for _, from := range some {
 			next := from
-			next.LastError, next.NextAt = at.why, at.probe
+			next.LastError, next.NextAt, next.Stuck = at.why, at.probe, from.Stuck || l.overdue(from, now)
+			if err = l.flag(tx, next, from, now); err != nil {
+				return err
+			}
 			if err = tx.UpdateLease(next, from); err != nil {
 				return err
 			}
 		}
-		return err
+		return nil
 	})
 	return err
+}
+
+// overdue reports whether the end of a lease was asked for so long ago that it is stuck.
+func (l *Loop) overdue(from lease.Lease, now time.Time) bool {
+	return from.AskedAt.Before(now.Add(-l.cfg.StuckAfter))
 }

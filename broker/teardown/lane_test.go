@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
@@ -55,6 +56,15 @@ func TestDeadLaneIsLeftAlone(t *testing.T) {
 		l := y.lease(other, "memory/b")
 		y.close(other)
 		y.until(time.Second, y.final(l.ID))
+
+		// What waits is overdue like what is tried.
+		y.until(stuckAfter-2*time.Minute, func() bool { return y.stuck(work) == many })
+		if n := y.logs.FilterMessage("the end of a lease is overdue").Len(); n != many {
+			t.Errorf("%d lines at Error for %d overdue leases", n, many)
+		}
+		if n := len(y.records(audit.LeaseStuck)); n != many {
+			t.Errorf("%d records of %d overdue leases", n, many)
+		}
 
 		y.a.Before(plugintest.OpRevoke, func(context.Context, plugins.LeaseID) error {
 			mu.Lock()

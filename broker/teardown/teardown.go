@@ -327,16 +327,25 @@ func (l *Loop) retry(tx *ledger.Tx, from lease.Lease, cause error, now time.Time
 	if err != nil {
 		return err
 	}
-	if next.Stuck && !from.Stuck {
-		rec := leaseRecord(audit.LeaseStuck, next, now)
-		rec.Count = int64(next.Attempts)
-		if _, err := tx.Append(rec); err != nil {
-			return err
-		}
-		l.cfg.Logger.Error("the end of a lease is overdue", zap.Stringer("lease", next.ID), zap.String("backend", next.Backend),
-			zap.String("role", next.Role), zap.Int("attempts", next.Attempts), zap.Error(cause))
+	if err = l.flag(tx, next, from, now); err != nil {
+		return err
 	}
 	return tx.UpdateLease(next, from)
+}
+
+// flag records, and logs, that a lease came to be stuck.
+func (l *Loop) flag(tx *ledger.Tx, next, from lease.Lease, now time.Time) error {
+	if !next.Stuck || from.Stuck {
+		return nil
+	}
+	rec := leaseRecord(audit.LeaseStuck, next, now)
+	rec.Count = int64(next.Attempts)
+	if _, err := tx.Append(rec); err != nil {
+		return err
+	}
+	l.cfg.Logger.Error("the end of a lease is overdue", zap.Stringer("lease", next.ID), zap.String("backend", next.Backend),
+		zap.String("role", next.Role), zap.Int("attempts", next.Attempts), zap.String("last_error", next.LastError))
+	return nil
 }
 
 // reason is what a failed attempt leaves in the ledger: the class of the error, without text of the backend's.

@@ -88,3 +88,31 @@ func (a *attempts) has(lease string) bool {
 	_, ok := a.known[lease]
 	return ok
 }
+
+// failures are the leases whose last revoke failed. What has to wait for engines that answer asks it. It is empty after a
+// start, until teardown has tried again.
+type failures struct {
+	// mu guards known.
+	mu    sync.Mutex
+	known map[string]struct{}
+}
+
+func newFailures() *failures { return &failures{known: map[string]struct{}{}} }
+
+func (f *failures) add(lease string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.known[lease] = struct{}{}
+}
+
+func (f *failures) remove(lease string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.known, lease)
+}
+
+func (f *failures) any() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.known) > 0
+}

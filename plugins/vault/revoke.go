@@ -12,14 +12,15 @@ import (
 
 // Revoke ends the lease and the token that made it, and reads both back at the active node of the cluster that issued.
 //
-// With a known lease the proof is plugins.ReadBack where this process saw the lease alive before it ended it. A lease
+// With a known lease the proof is plugins.ReadBack where this process saw the lease alive before it asked for its end. A lease
 // that is gone at the first look was ended by Vault's clock (plugins.Lapsed, when its end has passed) or by somebody
 // else (plugins.LostAtBackend): Vault itself gave its ID, so "invalid lease" means gone and not unknown. An attempt of
-// ours that a crash cut off looks the same as somebody else's, and the detail says so.
+// ours that a crash cut off looks the same as somebody else's, and the detail says so. Only a synchronous revoke that
+// succeeded shows that the engine ended what the lease stands for: a lease can also be dropped by force, or with a snapshot
+// that was restored. Without one the end counts as usable until the credential's own.
 //
 // Where Vault refused to issue, only the token is ended (plugins.NotIssued). A static value is plugins.Disclosed. Without
-// a lease otherwise, the token is ended, Vault is told to tidy leases whose token is gone, and the proof is
-// plugins.Swept.
+// a lease otherwise, the token is ended with what it made, and the proof is plugins.Swept (see sweep).
 func (b *Backend) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
 	h, err := decodeHandle(held.Handle)
 	if err != nil {
@@ -72,6 +73,7 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 			return plugins.Ending{}, err
 		}
 	}
+	b.failing.remove(h.Lease)
 	detail := "Vault: invalid lease"
 	if h.Accessor != "" {
 		if err := b.endToken(ctx, h.Accessor); err != nil {
@@ -83,18 +85,28 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 	if h.Certificate {
 		ending.UsableUntil, ending.UncheckedUntil = held.NotAfter, held.NotAfter
 	}
-	if gone && !b.ours.has(h.Lease) {
-		return goneBefore(ending, held), nil
+	if gone {
+		return b.goneBefore(ending, h, held), nil
 	}
 	return ending, nil
 }
 
-// goneBefore words the end of a lease that was gone before this process touched it.
-func goneBefore(ending plugins.Ending, held plugins.Held) plugins.Ending {
-	if !held.NotAfter.IsZero() && ending.At.After(held.NotAfter) {
-		ending.Proof = plugins.Lapsed
-		ending.UsableUntil = held.NotAfter
+// goneBefore words the end of a lease that was gone at this attempt's first look: nobody saw the engine end it.
+func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held) plugins.Ending {
+	last := held.NotAfter.Add(engineSlack)
+	switch {
+	case held.NotAfter.IsZero():
+		last = h.until()
+	case ending.At.After(held.NotAfter):
+		ending.Proof, ending.UsableUntil = plugins.Lapsed, held.NotAfter
 		ending.Detail += "; it had expired"
+		return ending
+	}
+	if last.After(ending.At) {
+		ending.UsableUntil = last
+	}
+	if b.ours.has(h.Lease) {
+		ending.Detail += "; gone after an attempt that failed (Vault went on with it, or somebody dropped it)"
 		return ending
 	}
 	ending.Proof = plugins.LostAtBackend
@@ -106,7 +118,8 @@ func goneBefore(ending plugins.Ending, held plugins.Held) plugins.Ending {
 func (b *Backend) revokeLease(ctx context.Context, lease string) error {
 	for _, sync := range []bool{false, true} {
 		if _, err := b.own(ctx, put("sys/leases/revoke", map[string]any{"lease_id": lease, "sync": sync})); err != nil {
-			return fmt.Errorf("%w: revoke lease (sync=%t): %w", plugins.ErrNotProven, sync, err)
+			b.failing.add(lease)
+			return fmt.Errorf("%w: revoke lease (sync=%t): %w", plugins.ErrNotProven, sync, ofEngine(err))
 		}
 	}
 	gone, err := b.leaseGone(ctx, lease)
@@ -117,6 +130,15 @@ func (b *Backend) revokeLease(ctx context.Context, lease string) error {
 		return fmt.Errorf("%w: the lease is still there after a synchronous revoke", plugins.ErrNotProven)
 	}
 	return nil
+}
+
+// ofEngine says of a 400 to a revoke what it means: Vault passed it on, and the engine or the database behind it did not end
+// it. That is no fault of how Stint asks.
+func ofEngine(err error) error {
+	if rest.BadRequest(err) {
+		return fmt.Errorf("%w: what issued it does not end it: %s", plugins.ErrUnavailable, err.Error())
+	}
+	return err
 }
 
 // leaseGone looks the lease up. Only "invalid lease" means gone; every other refusal proves nothing.
@@ -134,16 +156,28 @@ func (b *Backend) leaseGone(ctx context.Context, lease string) (bool, error) {
 // endToken revokes a token and reads back that it is gone. Revoking one that is gone already succeeds.
 func (b *Backend) endToken(ctx context.Context, accessor string) error {
 	revoked := b.revokeAccessor(ctx, accessor)
-	_, err := b.own(ctx, put("auth/token/lookup-accessor", map[string]any{"accessor": accessor}))
+	gone, err := b.tokenGone(ctx, accessor)
 	switch {
-	case rest.InvalidAccessor(err):
+	case gone:
 		return nil
 	case revoked != nil:
 		return fmt.Errorf("%w: %w", plugins.ErrNotProven, revoked)
-	case err == nil:
-		return fmt.Errorf("%w: the token is still there after its revoke", plugins.ErrNotProven)
+	case err != nil:
+		return err
 	}
-	return fmt.Errorf("%w: look up token by accessor: %w", plugins.ErrNotProven, err)
+	return fmt.Errorf("%w: the token is still there after its revoke", plugins.ErrNotProven)
+}
+
+// tokenGone looks a token up. Only Vault's word that there is none means gone.
+func (b *Backend) tokenGone(ctx context.Context, accessor string) (bool, error) {
+	_, err := b.own(ctx, put("auth/token/lookup-accessor", map[string]any{"accessor": accessor}))
+	switch {
+	case err == nil:
+		return false, nil
+	case rest.InvalidAccessor(err):
+		return true, nil
+	}
+	return false, fmt.Errorf("%w: look up token by accessor: %w", plugins.ErrNotProven, err)
 }
 
 // endUnused ends a token that has no lease, and gives the ending its time.
@@ -155,14 +189,27 @@ func (b *Backend) endUnused(ctx context.Context, h handle, ending plugins.Ending
 	return ending, nil
 }
 
-// sweep ends what an intent may have brought to life. Vault revokes a token's leases with it, except for one that was
-// made while the token was ending: that one is found by tidying.
+// sweep ends what an intent may have brought to life. Vault revokes a token's leases with it, and goes on until the engine has
+// ended them. A lease that was made while the token was ending is in no such queue: where the token is found to be gone,
+// tidying finds it. But tidying drops a lease by force, and what an engine that does not answer still holds is then known
+// to nobody. So it waits while any revoke fails here.
 func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugins.Ending, error) {
-	if err := b.endToken(ctx, h.Accessor); err != nil {
+	died, err := b.tokenGone(ctx, h.Accessor)
+	if err != nil {
 		return plugins.Ending{}, err
 	}
-	if _, err := b.own(ctx, put("sys/leases/tidy", map[string]any{})); err != nil {
-		return plugins.Ending{}, fmt.Errorf("%w: tidy leases: %w", plugins.ErrNotProven, err)
+	if err = b.endToken(ctx, h.Accessor); err != nil {
+		return plugins.Ending{}, err
+	}
+	detail := "Vault: token gone"
+	if died {
+		if b.failing.any() {
+			return plugins.Ending{}, fmt.Errorf("%w: %w: leases are tidied when no revoke fails", plugins.ErrNotProven, plugins.ErrUnavailable)
+		}
+		if _, err = b.own(ctx, put("sys/leases/tidy", map[string]any{})); err != nil {
+			return plugins.Ending{}, fmt.Errorf("%w: tidy leases: %w", plugins.ErrNotProven, err)
+		}
+		detail = "Vault: token was gone; tidying of its leases asked for"
 	}
 	// What Vault made and forgot was never cut: it lives as long as the engine gives by itself, which Check holds to the
 	// role's maximum.
@@ -170,7 +217,5 @@ func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugi
 	if latest := h.until(); latest.After(until) {
 		until = latest
 	}
-	return plugins.Ending{
-		Proof: plugins.Swept, At: time.Now(), UsableUntil: until, Detail: "Vault: token gone; tidying of its leases begun",
-	}, nil
+	return plugins.Ending{Proof: plugins.Swept, At: time.Now(), UsableUntil: until, Detail: detail}, nil
 }

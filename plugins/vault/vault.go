@@ -34,6 +34,7 @@ type Backend struct {
 	session *login.Session
 	logger  *zap.Logger
 	ours    *attempts
+	failing *failures
 }
 
 // New checks the configuration and makes a Backend. It connects to nothing: Run logs in, and so does the first call
@@ -54,6 +55,7 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 		cfg: cfg, rest: client, logger: logger,
 		session: login.New(client, cfg.Auth.method(), logger),
 		ours:    newAttempts(),
+		failing: newFailures(),
 	}, nil
 }
 
@@ -69,7 +71,8 @@ func (b *Backend) CheckRole(role plugins.Role) (plugins.RoleInfo, error) {
 	if err != nil {
 		return plugins.RoleInfo{}, err
 	}
-	info := plugins.RoleInfo{Lane: r.Mount() + "/", Fields: r.FieldNames()}
+	// Databases share a mount, and one that is dead must not hold up the others; which one a path leads to Vault alone knows.
+	info := plugins.RoleInfo{Lane: r.Rule().Path, Fields: r.FieldNames()}
 	if r.Kind == recipe.Static {
 		info.Ends = plugins.EndsNever
 		info.Exposure = plugins.Exposure{Reason: "a stored value, which Vault cannot take back"}

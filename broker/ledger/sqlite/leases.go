@@ -171,9 +171,10 @@ func (r *rows) LiveLeases(agent string) (int, error) {
 	return r.count("SELECT count(*) FROM leases WHERE agent = ? AND open = 1", agent)
 }
 
-// OpenLeases counts a task's leases that are not final.
-func (r *rows) OpenLeases(id task.ID) (int, error) {
-	return r.count("SELECT count(*) FROM leases WHERE task = ? AND open = 1", id[:])
+// HasOpenLeases reports whether a task has a lease that is not final.
+func (r *rows) HasOpenLeases(id task.ID) (bool, error) {
+	n, err := r.count("SELECT EXISTS (SELECT 1 FROM leases WHERE task = ? AND open = 1)", id[:])
+	return n > 0, err
 }
 
 func (r *rows) count(query string, args ...any) (int, error) {

@@ -83,7 +83,7 @@ func everyQuery(r ledger.Reader) {
 	_, _ = r.NextDue()
 	_, _ = r.LiveTasks("x")
 	_, _ = r.LiveLeases("x")
-	_, _ = r.OpenLeases(id)
+	_, _ = r.HasOpenLeases(id)
 	_, _ = r.Stats()
 	_, _ = r.Entries(1, 1, "")
 	_, _ = r.Entries(1, 1, "x")

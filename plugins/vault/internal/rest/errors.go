@@ -80,6 +80,12 @@ func InvalidLease(err error) bool {
 	return ok && e.Status == http.StatusBadRequest && e.Says(msgInvalidLease)
 }
 
+// BadRequest reports whether Vault answered with 400, by which it also passes on that an engine failed.
+func BadRequest(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Status == http.StatusBadRequest
+}
+
 // InvalidAccessor reports whether err is Vault's word that no such token exists.
 func InvalidAccessor(err error) bool {
 	e, ok := errors.AsType[*Error](err)
