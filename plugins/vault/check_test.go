@@ -313,7 +313,8 @@ func (c checked) follow(t *testing.T, m misdeed, remedy string) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", remedy)
-	cmd.Env = []string{"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_ADDR=" + c.f.Server.Addr, "VAULT_TOKEN=" + c.f.Server.RootToken}
+	named := filepath.Dir(os.Getenv("VAULT_BIN")) // "." where it is not
+	cmd.Env = []string{"PATH=" + named + ":" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_ADDR=" + c.f.Server.Addr, "VAULT_TOKEN=" + c.f.Server.RootToken}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%s: %v: %s", remedy, err, out)
 	}

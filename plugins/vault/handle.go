@@ -54,25 +54,26 @@ func (h handle) until() time.Time {
 // maxAttempts is how many leases attempts remembers.
 const maxAttempts = 8192
 
-// attempts remembers the leases that this process has looked up as alive and begun to revoke, the latest few thousand,
-// so that a second attempt that finds its lease gone does not blame somebody else.
+// attempts remembers the leases that this process has looked up as alive and begun to revoke, the latest few thousand, and
+// of which a synchronous revoke succeeded: a second attempt that finds its lease gone neither blames somebody else for it,
+// nor doubts what was seen.
 type attempts struct {
 	// mu guards what follows.
 	mu    sync.Mutex
-	known map[string]struct{}
-	order []string // a ring of the keys, oldest at next once it is full
+	known map[string]bool // true where it succeeded
+	order []string        // a ring of the keys, oldest at next once it is full
 	next  int
 }
 
-func newAttempts() *attempts { return &attempts{known: make(map[string]struct{})} }
+func newAttempts() *attempts { return &attempts{known: map[string]bool{}} }
 
-func (a *attempts) add(lease string) {
+func (a *attempts) begun(lease string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if _, ok := a.known[lease]; ok {
 		return
 	}
-	a.known[lease] = struct{}{}
+	a.known[lease] = false
 	if len(a.order) < maxAttempts {
 		a.order = append(a.order, lease)
 		return
@@ -82,11 +83,20 @@ func (a *attempts) add(lease string) {
 	a.next = (a.next + 1) % maxAttempts
 }
 
-func (a *attempts) has(lease string) bool {
+func (a *attempts) succeeded(lease string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, ok := a.known[lease]
-	return ok
+	if _, ok := a.known[lease]; ok {
+		a.known[lease] = true
+	}
+}
+
+// of says whether an attempt to revoke a lease was begun, and whether it succeeded.
+func (a *attempts) of(lease string) (begun, succeeded bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	succeeded, begun = a.known[lease]
+	return begun, succeeded
 }
 
 // failures are the leases whose last revoke failed. What has to wait for engines that answer asks it. It is empty after a

@@ -13,12 +13,15 @@ import (
 func TestAttemptsForgetTheOldest(t *testing.T) {
 	a := newAttempts()
 	for i := range maxAttempts + 10 {
-		a.add(strconv.Itoa(i))
-		a.add(strconv.Itoa(i)) // once counts
+		a.begun(strconv.Itoa(i))
+		a.begun(strconv.Itoa(i)) // once counts
 	}
-	for i, want := range map[int]bool{0: false, 9: false, 10: true, maxAttempts + 9: true} {
-		if a.has(strconv.Itoa(i)) != want {
-			t.Errorf("remembers %d: %t, want %t", i, !want, want)
+	a.succeeded("0") // forgotten, and not remembered for this
+	a.succeeded("11")
+	a.begun("11")
+	for i, want := range map[int][2]bool{0: {}, 9: {}, 10: {true, false}, 11: {true, true}, maxAttempts + 9: {true, false}} {
+		if begun, succeeded := a.of(strconv.Itoa(i)); begun != want[0] || succeeded != want[1] {
+			t.Errorf("%d was begun %t, succeeded %t, want %t", i, begun, succeeded, want)
 		}
 	}
 	if len(a.known) != maxAttempts || len(a.order) != maxAttempts {

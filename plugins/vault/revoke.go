@@ -10,6 +10,12 @@ import (
 	"github.com/stint-dev/stint/plugins/vault/internal/rest"
 )
 
+// lookups is how often a lease is looked up after its revoke, with betweenLookups in between, before it counts as alive.
+const (
+	lookups        = 5
+	betweenLookups = 50 * time.Millisecond
+)
+
 // Revoke ends the lease and the token that made it, and reads both back at the active node of the cluster that issued.
 //
 // With a known lease the proof is plugins.ReadBack where this process saw the lease alive before it asked for its end. A lease
@@ -68,7 +74,7 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 		return plugins.Ending{}, err
 	}
 	if !gone {
-		b.ours.add(h.Lease)
+		b.ours.begun(h.Lease)
 		if err := b.revokeLease(ctx, h.Lease); err != nil {
 			return plugins.Ending{}, err
 		}
@@ -91,8 +97,13 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 	return ending, nil
 }
 
-// goneBefore words the end of a lease that was gone at this attempt's first look: nobody saw the engine end it.
+// goneBefore words the end of a lease that was gone at this attempt's first look. Unless an earlier one of this process saw the
+// engine end it, nobody did.
 func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held) plugins.Ending {
+	ours, ended := b.ours.of(h.Lease)
+	if ended {
+		return ending
+	}
 	last := held.NotAfter.Add(engineSlack)
 	switch {
 	case held.NotAfter.IsZero():
@@ -105,7 +116,7 @@ func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held)
 	if last.After(ending.At) {
 		ending.UsableUntil = last
 	}
-	if b.ours.has(h.Lease) {
+	if ours {
 		ending.Detail += "; gone after an attempt that failed (Vault went on with it, or somebody dropped it)"
 		return ending
 	}
@@ -122,14 +133,27 @@ func (b *Backend) revokeLease(ctx context.Context, lease string) error {
 			return fmt.Errorf("%w: revoke lease (sync=%t): %w", plugins.ErrNotProven, sync, ofEngine(err))
 		}
 	}
-	gone, err := b.leaseGone(ctx, lease)
-	if err != nil {
+	if err := b.readBack(ctx, lease); err != nil {
 		return err
 	}
-	if !gone {
-		return fmt.Errorf("%w: the lease is still there after a synchronous revoke", plugins.ErrNotProven)
-	}
+	b.ours.succeeded(lease)
 	return nil
+}
+
+// readBack looks up a lease that was revoked. The worker of Vault that the queued revoke started may have deleted it, which
+// lets the synchronous one succeed, and forget it only moments later: so it is looked up more than once.
+func (b *Backend) readBack(ctx context.Context, lease string) error {
+	for range lookups {
+		gone, err := b.leaseGone(ctx, lease)
+		if err != nil || gone {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(betweenLookups):
+		}
+	}
+	return fmt.Errorf("%w: the lease is still there after a synchronous revoke", plugins.ErrNotProven)
 }
 
 // ofEngine says of a 400 to a revoke what it means: Vault passed it on, and the engine or the database behind it did not end
