@@ -44,7 +44,12 @@ type tally struct {
 	declared    int
 	completed   int
 	failed      map[string]int // by reason
+	errors      [][]byte       // what agents were told
 	checkpoints []string
+}
+
+func newTally() *tally {
+	return &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}
 }
 
 func (a *tally) note(fn func()) {
@@ -66,7 +71,7 @@ func (a *tally) fails(err error) {
 	if e, ok := errors.AsType[*agent.Error](err); ok {
 		name = e.ReasonName()
 	}
-	a.note(func() { a.failed[name]++ })
+	a.note(func() { a.failed[name]++; a.errors = append(a.errors, []byte(err.Error())) })
 }
 
 // work declares, issues and completes until the end. A task whose completion fails is left to its idle timeout.
@@ -165,7 +170,7 @@ func crashLength(tb testing.TB) time.Duration {
 
 func newCrash(tb testing.TB) *crash {
 	tb.Helper()
-	c := &crash{tally: &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}}
+	c := &crash{tally: newTally()}
 	vault := servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon})
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})

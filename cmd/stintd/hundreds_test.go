@@ -2,6 +2,7 @@ package main
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,6 +77,7 @@ func TestHundreds(t *testing.T) {
 		t.Fatalf("completed: %v, %v, %v", done.GetTask().GetState(), sum, err)
 	}
 	h.gone(t, issued)
+	h.unchecked(t, task, issued, sum)
 
 	const few = 20
 	task, issued = h.many(t, few)
@@ -88,6 +90,22 @@ func TestHundreds(t *testing.T) {
 	server.Unseal(t)
 	h.allClosed(t, h.admin(t))
 	h.gone(t, issued)
+}
+
+// unchecked expects the summary to say until when services that read no CRL accept the certificates: over the API, in the
+// record of the closed task, and so in its receipt.
+func (h hundreds) unchecked(t *testing.T, task *agent.Task, issued []*agent.Credential, sum *stintv1.TeardownSummary) {
+	t.Helper()
+	var last time.Time
+	for _, c := range issued {
+		if c.Certificate != nil && c.Certificate.Chain[0].NotAfter.After(last) {
+			last = c.Certificate.Chain[0].NotAfter
+		}
+	}
+	if got := sum.GetUncheckedUntil().AsTime(); !got.Equal(last) {
+		t.Errorf("the summary says that who reads no CRL accepts a certificate until %s, and the last ends %s", got, last)
+	}
+	h.record(t, `"event":"task.closed"`, strings.TrimPrefix(task.Name(), "tasks/"), `"unchecked_until":"`+last.UTC().Format(time.RFC3339))
 }
 
 // stillUsable reads what a task that is closing says of the leases that Vault still holds.

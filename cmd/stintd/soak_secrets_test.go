@@ -48,7 +48,12 @@ func (s *soak) verifySecrets(t *testing.T) {
 			t.Errorf("%s serves a secret", path)
 		}
 	}
-	t.Logf("looked for %d secrets in %d files: none is there", count, files)
+	for _, text := range s.errors {
+		if holds(text, hidden) {
+			t.Error("an error that an agent was told holds a secret") // and is not printed
+		}
+	}
+	t.Logf("looked for %d secrets in %d files and %d errors: none is there", count, files, len(s.errors))
 }
 
 // holds reports whether a text holds one of the secrets, or what looks like a token of Vault's.

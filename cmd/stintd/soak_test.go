@@ -2,14 +2,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	vaultapi "github.com/hashicorp/vault/api"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/stint-dev/stint/plugins/servertest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -23,6 +29,10 @@ const (
 	soakSeedEnv = "STINT_SOAK_SEED"
 	soakTime    = 45 * time.Second
 	soakAgents  = 6
+
+	// How PostgreSQL refuses a login (SQLSTATE).
+	pgerrcodeInvalidPassword      = "28P01"
+	pgerrcodeInvalidAuthorization = "28000"
 )
 
 // soak is an installation in which everything fails while agents work.
@@ -31,8 +41,8 @@ type soak struct {
 
 	daemon *daemon
 	server *servertest.Vault
+	front  *proxy // before Vault
 	faults map[string]int
-	rng    *rand.Rand
 }
 
 // TestSoak lets agents issue, complete, revoke, abandon and expire, while everything that can fail does, at random. In the
@@ -42,7 +52,7 @@ func TestSoak(t *testing.T) {
 	t.Parallel()
 	seed := soakSeed(t)
 	t.Logf("seed %d: %s=%d repeats it", seed, soakSeedEnv, seed)
-	s := newSoak(t, seed)
+	s := newSoak(t)
 	s.rage(t, seed, soakLength(t))
 
 	began := time.Now()
@@ -53,6 +63,13 @@ func TestSoak(t *testing.T) {
 		s.faults, s.declared, s.completed, s.byRole, s.failed, time.Since(began).Round(100*time.Millisecond))
 	if len(s.issued) < 10 || s.completed == 0 {
 		t.Fatal("too little happened for the test to mean anything")
+	}
+	for _, w := range s.storms(seed) {
+		for _, f := range w.faults {
+			if s.faults[f.name] == 0 && soakLength(t) >= 5*time.Minute {
+				t.Errorf("it never happened: %s", f.name)
+			}
+		}
 	}
 	all := s.checkLedger(t)
 	s.checkVault(t, all)
@@ -98,16 +115,18 @@ func soakSeed(tb testing.TB) uint64 {
 	return seed
 }
 
-func newSoak(tb testing.TB, seed uint64) *soak {
+func newSoak(tb testing.TB) *soak {
 	tb.Helper()
-	c := &crash{tally: &tally{issued: map[string]*agent.Credential{}, byRole: map[string]int{}, failed: map[string]int{}}}
-	s := &soak{crash: c, faults: map[string]int{}, rng: rand.New(rand.NewPCG(seed, 0))}
+	c := &crash{tally: newTally()}
+	s := &soak{crash: c, faults: map[string]int{}}
 	s.server = servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon, OnDisk: true})
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
 	c.caData = onlyFile(tb, filepath.Join(filepath.Dir(tb.TempDir()), "*", "db.bbolt"))
 	auth := c.useVault(tb, s.server)
-	c.site = newSite(tb, "", vaultBackend(s.server, auth, `  max_request_duration = "`+crashHorizon.String()+`"`)+embeddedCA+remoteCA(tb, c.ca),
+	s.front = newProxy(tb, s.server.Addr)
+	backend := vaultBackend(s.server, auth, `  max_request_duration = "`+crashHorizon.String()+`"`)
+	c.site = newSite(tb, "", strings.Replace(backend, s.server.Addr, s.front.url, 1)+embeddedCA+remoteCA(tb, c.ca),
 		catalog(crashLimits(), dbRole, otpRole, certRole, remoteRole))
 	for i := range soakAgents {
 		c.clients = append(c.clients, c.agent(tb, "/agent/s"+strconv.Itoa(i)))
@@ -129,10 +148,11 @@ func (s *soak) rage(tb testing.TB, seed uint64, length time.Duration) {
 			}
 		})
 	}
-	for began := time.Now(); time.Since(began) < length; {
-		s.fail(tb)
-		<-time.After(s.span(500*time.Millisecond, 2*time.Second))
+	var storms sync.WaitGroup
+	for _, w := range s.storms(seed) {
+		storms.Go(func() { w.rage(tb, s, length) })
 	}
+	storms.Wait()
 	over.Store(true)
 	agents.Wait()
 }
@@ -153,12 +173,18 @@ func (s *soak) one(tb testing.TB, c *agent.Client, rng *rand.Rand) {
 		return
 	}
 	s.note(func() { s.declared++; s.checkpoints = append(s.checkpoints, c.Checkpoint()) })
+	var has []*agent.Credential
 	for _, role := range []string{dbRole, otpRole, certRole, remoteRole} {
 		if rng.IntN(4) == 0 {
 			continue
 		}
-		if name := s.issueOne(tb, task, role); name != "" && rng.IntN(8) == 0 {
-			if _, err = c.Credentials().RevokeLease(tb.Context(), &stintv1.RevokeLeaseRequest{Name: name}); err != nil {
+		credential := s.issueOne(tb, task, role)
+		if credential == nil {
+			continue
+		}
+		has = append(has, credential)
+		if rng.IntN(8) == 0 {
+			if _, err = c.Credentials().RevokeLease(tb.Context(), &stintv1.RevokeLeaseRequest{Name: credential.Lease.GetName()}); err != nil {
 				s.fails(err)
 			}
 		}
@@ -176,25 +202,44 @@ func (s *soak) one(tb testing.TB, c *agent.Client, rng *rand.Rand) {
 		s.fails(err)
 	} else if answer.GetTask().GetState() == stintv1.TaskState_TASK_STATE_CLOSED {
 		s.note(func() { s.completed++ })
+		s.tryNow(tb, has)
 	}
 }
 
-// issueOne issues a credential and returns its lease's name, or nothing.
-func (s *soak) issueOne(tb testing.TB, task *agent.Task, role string) string {
+// tryNow uses the secrets of a task that has just been called closed. A server that is down now refuses nothing.
+func (s *soak) tryNow(tb testing.TB, has []*agent.Credential) {
+	tb.Helper()
+	for _, credential := range has {
+		if credential.Certificate == nil && s.accepts(tb, credential) == nil {
+			tb.Errorf("%s of %s works, and its task is closed", credential.Lease.GetName(), credential.Lease.GetRole())
+		}
+	}
+}
+
+// issueOne issues a credential, and returns nil where it is refused.
+func (s *soak) issueOne(tb testing.TB, task *agent.Task, role string) *agent.Credential {
 	tb.Helper()
 	credential, err := task.Issue(tb.Context(), role, agent.IssueOptions{})
 	if err != nil {
 		s.fails(err)
-		return ""
+		return nil
 	}
-	name := credential.Lease.GetName()
-	s.note(func() { s.issued[name] = credential; s.byRole[role]++ })
-	return name
+	s.note(func() { s.issued[credential.Lease.GetName()] = credential; s.byRole[role]++ })
+	return credential
 }
 
-// tryAll uses every credential that was acknowledged.
+// tryAll uses every credential that was acknowledged, and before them one of each kind of secret that must work.
 func (s *soak) tryAll(t *testing.T, all records) {
 	t.Helper()
+	task := declare(t, s.clients[0], time.Minute, dbRole, otpRole)
+	for _, role := range []string{dbRole, otpRole} {
+		if err := s.accepts(t, issue(t, task, role)); err != nil {
+			t.Fatalf("what is tried with refuses what works: %v", err)
+		}
+	}
+	if _, err := task.Complete(t.Context(), time.Minute); err != nil {
+		t.Fatal(err)
+	}
 	crl := s.revocations(t, "stepca/internal", "stepca/remote")
 	tried := map[string]int{}
 	for name, credential := range s.issued {
@@ -208,24 +253,42 @@ func (s *soak) tryAll(t *testing.T, all records) {
 	t.Logf("tried %v: none works", tried)
 }
 
-// works uses a credential.
+// works says whether a credential works. Every server runs: one that does not answer is a fault of the test.
 func (s *soak) works(t *testing.T, credential *agent.Credential, crl revocations) bool {
 	t.Helper()
-	switch credential.Lease.GetRole() {
-	case dbRole:
-		conn, err := login(t.Context(), s.pg, credential)
-		if err == nil {
-			_ = conn.Close(t.Context())
-		}
-		return err == nil
-	case otpRole:
-		otp := string(credential.Fields["key"].Expose())
-		_, err := s.vault.Root.Logical().WriteWithContext(t.Context(), "ssh/verify", map[string]any{"otp": otp})
-		return err == nil
-	default:
+	if credential.Certificate != nil {
 		leaf := credential.Certificate.Chain[0]
 		return time.Now().Before(leaf.NotAfter) && !crl.holds(leaf)
 	}
+	err := s.accepts(t, credential)
+	if err != nil && !refusal(err) {
+		t.Fatalf("whether %s works cannot be said: %v", credential.Lease.GetName(), err)
+	}
+	return err == nil
+}
+
+// accepts uses a secret where it is for.
+func (s *soak) accepts(tb testing.TB, credential *agent.Credential) error {
+	tb.Helper()
+	if credential.Lease.GetRole() == dbRole {
+		conn, err := login(tb.Context(), s.pg, credential)
+		if err == nil {
+			_ = conn.Close(tb.Context())
+		}
+		return err
+	}
+	otp := string(credential.Fields["key"].Expose())
+	_, err := s.vault.Root.Logical().WriteWithContext(tb.Context(), "ssh/verify", map[string]any{"otp": otp})
+	return err
+}
+
+// refusal says whether an error is the answer that a secret is not, or no longer, one.
+func refusal(err error) bool {
+	if answered, ok := errors.AsType[*vaultapi.ResponseError](err); ok {
+		return answered.StatusCode == http.StatusBadRequest
+	}
+	answered, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (answered.Code == pgerrcodeInvalidPassword || answered.Code == pgerrcodeInvalidAuthorization)
 }
 
 // open counts the leases that are not final.
