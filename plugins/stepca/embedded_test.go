@@ -297,3 +297,21 @@ func TestRunSignsAgainAndPrunes(t *testing.T) {
 		must(t, <-done)
 	})
 }
+
+// TestExpiredIsRevokedAllTheSame: where this machine's clock may be ahead, a certificate that seems to be over is put on the
+// CRL, and stays there, so that services whose clocks are right refuse it.
+func TestExpiredIsRevokedAllTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newEmbedded(t, t.TempDir())
+		req := newRequest(t)
+		cred, _ := issue(t, b, req)
+		<-time.After(time.Until(cred.NotAfter) + keepExpired - time.Minute)
+		end, err := b.Revoke(t.Context(), held(req, cred))
+		if err != nil || end.Proof != plugins.OnCRL || !end.UsableUntil.Equal(cred.NotAfter) {
+			t.Errorf("revoke of one that seems to be over: %+v, %v", end, err)
+		}
+		if !b.current(t).holds(req.Lease) {
+			t.Error("it is not on the CRL")
+		}
+	})
+}

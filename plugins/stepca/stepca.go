@@ -26,6 +26,8 @@ type Backend struct {
 	health   inspector
 	// horizon goes into the descriptor: zero for the embedded CA, which has no effect before its answer.
 	horizon time.Duration
+	// lapses is how long after its end a certificate needs no CRL any more.
+	lapses time.Duration
 }
 
 // authority is what the two modes do differently.
@@ -59,7 +61,7 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{settings: &s}
+	b := &Backend{settings: &s, lapses: lapseSkew}
 	if s.Mode == Remote {
 		ca, remoteErr := newRemote(&s, logger)
 		if remoteErr != nil {
@@ -72,7 +74,7 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", plugins.ErrMisconfigured, cfg.Instance, err)
 	}
-	b.ca, b.health = ca, ca
+	b.ca, b.health, b.lapses = ca, ca, keepExpired
 	return b, nil
 }
 
@@ -118,13 +120,14 @@ func (b *Backend) Issue(ctx context.Context, req plugins.Request) (plugins.Crede
 	}, nil
 }
 
-// Revoke puts the serial on the CRL. It says Lapsed instead when the certificate has expired a minute ago.
+// Revoke puts the serial on the CRL. It says Lapsed instead when the certificate has expired: of the embedded CA an hour
+// ago, for as long as its CRL keeps what has expired, so that a clock which is ahead by less ends nothing that still works.
 func (b *Backend) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
 	lease, err := leaseOf(held)
 	if err != nil {
 		return plugins.Ending{}, err
 	}
-	if now := time.Now(); !held.NotAfter.IsZero() && now.After(held.NotAfter.Add(lapseSkew)) {
+	if now := time.Now(); !held.NotAfter.IsZero() && now.After(held.NotAfter.Add(b.lapses)) {
 		return plugins.Ending{Proof: plugins.Lapsed, At: now, UsableUntil: held.NotAfter, Detail: "certificate expired"}, nil
 	}
 	on, err := b.ca.revoke(ctx, revocation{lease: lease, notAfter: held.NotAfter})
