@@ -15,12 +15,13 @@ import (
 	"github.com/stint-dev/stint/attestor"
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/teardown"
 )
 
 // IssueTimeout is the hard end of an issue call, preparing included. A task with less than this left is issued nothing.
-const IssueTimeout = 10 * time.Second
+const IssueTimeout = lease.IssueTimeout
 
 // UnknownGrace is how old a credential is at least, beyond its backend's horizon, that the ledger should know: older than
 // an issue call and the sweep of its intent can take.

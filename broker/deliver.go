@@ -54,8 +54,9 @@ func (b *Broker) carryOut(ctx context.Context, is *issue) (Issued, error) {
 
 // intend makes the intent durable: from here on the handle can be found and ended, whatever happens.
 func (b *Broker) intend(ctx context.Context, is *issue) error {
-	is.lease.NextAt = is.lease.SweepAt
 	_, err := b.ledger.Update(ctx, func(tx *ledger.Tx) error {
+		is.lease.SweepAt = sweepAt(time.Now(), is.deadline, is.backend.Descriptor().Horizon)
+		is.lease.NextAt = is.lease.SweepAt
 		t, err := b.admitLease(tx, is)
 		if err != nil {
 			return err
@@ -69,6 +70,12 @@ func (b *Broker) intend(ctx context.Context, is *issue) error {
 	})
 	is.intended = err == nil
 	return err
+}
+
+// sweepAt returns when an intent may be swept, by the clock as it stands in the transaction that makes it durable: it may have
+// been set since the issue began, whose deadline goes by the monotonic one. What is in the ledger by then, teardown plans anew.
+func sweepAt(now, deadline time.Time, horizon time.Duration) time.Time {
+	return now.Add(deadline.Sub(now) + horizon)
 }
 
 // admitLease checks, inside the transaction that inserts a lease, what may have changed since the decision.

@@ -6,7 +6,9 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,6 +21,7 @@ import (
 	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/ledger/ledgertest"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/broker/teardown"
@@ -99,11 +102,15 @@ type house struct {
 	kind           string // of store; "" is firstStore
 	lies           lies   // what the store lies about; nil is nothing
 
+	set   atomic.Int64 // by how much the clock was set, in nanoseconds
+	blind bool         // nobody watches the clock
+
 	store   *store
 	ledger  *ledger.Ledger
 	catalog *broker.Catalog
 	broker  *broker.Broker
 	loop    func() // ends the loop; nil where it does not run
+	jumps   func() int64
 	stop    func() // ends the rest
 }
 
@@ -196,7 +203,14 @@ func (h *house) startLoop() {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.tb.Context()))
 	loop := teardown.New(teardown.Config{
 		Ledger: h.ledger, Backends: h.catalog.Backends, Presence: h.broker.Presence(), StuckAfter: stuckAfter, Logger: zap.NewNop(),
+		Wall: func(read time.Time) time.Time {
+			if h.blind {
+				return read
+			}
+			return read.Add(time.Duration(h.set.Load()))
+		},
 	})
+	h.jumps = loop.ClockJumps
 	ran := make(chan error, 1)
 	go func() { ran <- loop.Run(ctx) }()
 	h.loop = func() {
@@ -211,6 +225,21 @@ func (h *house) endLoop() {
 	if h.loop != nil {
 		h.loop()
 		h.loop = nil
+	}
+}
+
+// setClock sets the machine's clock, as far as anybody can tell, and waits until that was noticed.
+func (h *house) setClock(by time.Duration) {
+	h.tb.Helper()
+	synctest.Wait() // nobody looks while it is set
+	before := h.jumps()
+	h.set.Add(int64(by))
+	if _, err := h.ledger.Update(context.WithoutCancel(h.tb.Context()), func(tx *ledger.Tx) error { return ledgertest.SetClock(tx, by) }); err != nil {
+		h.set.Add(-int64(by)) // it was not set after all
+		return
+	}
+	if !h.blind {
+		h.until(time.Minute, func() bool { return h.jumps() > before })
 	}
 }
 

@@ -214,7 +214,6 @@ func newIssue(c Caller, t task.Task, d policy.Decision, backend plugins.Backend,
 			ID: id, Task: t.ID, TaskName: t.ShortName, Agent: t.Agent, Role: d.Role().Name, Backend: d.Backend(),
 			Lane: d.Lane(), State: lease.Intent, Ends: d.RoleInfo().Ends, Exposure: d.Exposure(),
 			Params: d.Params(), CreatedAt: now, NotAfter: d.NotAfter(),
-			SweepAt: deadline.Add(backend.Descriptor().Horizon),
 		},
 		request: d.Request(id, nil),
 	}, nil

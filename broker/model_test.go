@@ -20,6 +20,9 @@ import (
 	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
+// clockHeld is for how long at least nothing ends by a clock that was set.
+const clockHeld = 5*time.Minute - 5*time.Second
+
 // op is one step of a random program. What it does not need is ignored.
 type op struct {
 	Do      string
@@ -33,7 +36,7 @@ func ops() *rapid.Generator[[]op] {
 		return op{
 			Do: rapid.SampledFrom([]string{
 				"declare", "declare", "issue", "issue", "issue", "issue", "issue", "issue", "issue", "lose", "hang", "late", "refuse", "revoke", "complete", "race",
-				"overtake", "pass", "pass", "drop", "break", "heal", "disk", "unknown", "restart", "crash", "crash",
+				"overtake", "pass", "pass", "drop", "break", "heal", "disk", "unknown", "restart", "crash", "crash", "clock",
 			}).Draw(rt, "do"),
 			Pick:    rapid.IntRange(0, 20).Draw(rt, "pick"),
 			Role:    rapid.SampledFrom(kinds()).Draw(rt, "role"),
@@ -129,9 +132,10 @@ func runProgram(t *testing.T, program []op, bug mutant) []string {
 
 // given is a credential that was handed out.
 type given struct {
-	task task.ID
-	role string
-	cred plugins.Credential
+	task     task.ID
+	role     string
+	cred     plugins.Credential
+	notAfter time.Time // by the clock of the broker; cred's is by the backend's
 }
 
 // model is what a small program in the head of an agent believes.
@@ -142,6 +146,7 @@ type model struct {
 	tasks []task.Task
 	open  map[task.ID]bool
 	given map[lease.ID]given // not asked to end, and not dropped
+	setAt time.Time          // when the clock was set last
 
 	mu    sync.Mutex // guards calls, open and given
 	calls map[plugins.LeaseID]int
@@ -241,6 +246,22 @@ func (m *model) step(o op) { //nolint:cyclop // one line a kind
 		m.store.failNth([]step{atCommit, atAnswer}[o.Pick%2], 1+o.Pick%3)
 	case "restart":
 		m.restart()
+	case "clock":
+		m.clock(o)
+	}
+}
+
+// clock sets the machine's clock, by up to hours and either way. What seems over by it may end once it was held for a while.
+func (m *model) clock(o op) {
+	by := time.Duration(o.Seconds*o.Seconds+10) * time.Second
+	if o.Pick%2 == 1 {
+		by = -by
+	}
+	m.setClock(by)
+	m.setAt = time.Now()
+	for id, g := range m.given {
+		g.notAfter = g.notAfter.Add(-by)
+		m.given[id] = g
 	}
 }
 
@@ -305,7 +326,7 @@ func (m *model) issueOne(o op) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.open[t.ID] {
-		m.given[out.Lease.ID] = given{task: t.ID, role: o.Role, cred: out.Credential}
+		m.given[out.Lease.ID] = given{task: t.ID, role: o.Role, cred: out.Credential, notAfter: out.Credential.NotAfter}
 	}
 }
 
@@ -388,8 +409,12 @@ func (m *model) check(at string) {
 func (m *model) checkGiven(at string, leases map[lease.ID]lease.Lease) {
 	for id, g := range m.given {
 		l := leases[id]
-		// At the very end of a credential or its task either may be the case.
-		if over := time.Until(g.cred.NotAfter) < 2*time.Second || time.Until(m.task(g.task).NotAfter) < 2*time.Second; over {
+		if time.Until(g.cred.NotAfter) < 2*time.Second { // at the very end of a credential or its task either may be the case
+			continue
+		}
+		over := time.Until(g.notAfter) < 2*time.Second || time.Until(m.task(g.task).NotAfter) < 2*time.Second
+		if over && time.Since(m.setAt) > clockHeld {
+			delete(m.given, id) // it may have ended for good, wherever the clock is set to from now on
 			continue
 		}
 		if l.State != lease.Active || !m.memoryOf(g.role).Works(m.tb.Context(), g.cred) {

@@ -41,6 +41,7 @@ func mutants() map[string]mutant {
 		"sweeps an intent before its horizon": lying(func(tx ledger.StoreTx) ledger.StoreTx { return hasty{tx} }),
 		"drops a claim on error":              lying(func(tx ledger.StoreTx) ledger.StoreTx { return forgetful{tx} }),
 		"issues without a durable intent":     lying(func(tx ledger.StoreTx) ledger.StoreTx { return &intentless{StoreTx: tx} }),
+		"goes by a clock that was set":        {plant: func(h *house) { h.blind = true }},
 	}
 }
 

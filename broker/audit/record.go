@@ -40,6 +40,7 @@ const (
 	StrayEnding     Event = "stray.ending"      // an operator ends what should not be alive at a backend
 	StrayEnded      Event = "stray.ended"       // with proof
 	ConfigReloaded  Event = "config.reloaded"
+	ClockSet        Event = "clock.set" // of the machine: the reason says by how much
 	TextErased      Event = "text.erased"
 )
 

@@ -14,6 +14,9 @@ import (
 	"github.com/stint-dev/stint/plugins"
 )
 
+// IssueTimeout is the hard end of an issue call, preparing included.
+const IssueTimeout = 10 * time.Second
+
 // ID is a lease's identifier, a UUIDv7, written as 32 upper-case hex digits.
 type ID = plugins.LeaseID
 

@@ -25,6 +25,8 @@ type Snapshot struct {
 	FreeDisk int64
 	// LanesHeld is how many lanes of teardown do not answer now.
 	LanesHeld int
+	// ClockJumps is how often the machine's clock was found to have been set since the start.
+	ClockJumps int64
 	// SVIDExpiry is the end of the broker's own SVID; zero where there is none.
 	SVIDExpiry time.Time
 }
@@ -39,6 +41,7 @@ type gauges struct {
 	readable, ready, backendUp, caExpiry   *prometheus.Desc
 	tasks, leases, stuck, backlog, overdue *prometheus.Desc
 	held, auditSize, freeDisk, svidExpiry  *prometheus.Desc
+	clockJumps                             *prometheus.Desc
 }
 
 func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publishers func() []Publisher, log *zap.Logger) *gauges {
@@ -60,6 +63,7 @@ func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publ
 		auditSize:  desc("audit_size", "Records in the audit log."),
 		freeDisk:   desc("free_disk_bytes", "Free space where the ledger is."),
 		svidExpiry: desc("svid_expiry_seconds", "Seconds until the broker's own SVID expires."),
+		clockJumps: desc("clock_jumps_total", "How often the machine's clock was set while the broker ran. Alert when it grows."),
 	}
 }
 
@@ -67,7 +71,7 @@ func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publ
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.readable, g.ready, g.backendUp, g.caExpiry, g.tasks, g.leases, g.stuck, g.backlog, g.overdue,
-		g.held, g.auditSize, g.freeDisk, g.svidExpiry,
+		g.held, g.auditSize, g.freeDisk, g.svidExpiry, g.clockJumps,
 	} {
 		ch <- d
 	}
@@ -126,6 +130,7 @@ func (g *gauges) state(out sink, s Snapshot, now time.Time) {
 	out.gauge(g.overdue, oldest)
 	out.gauge(g.held, float64(s.LanesHeld))
 	out.gauge(g.auditSize, float64(s.AuditSize))
+	out <- prometheus.MustNewConstMetric(g.clockJumps, prometheus.CounterValue, float64(s.ClockJumps))
 	if s.FreeDisk >= 0 {
 		out.gauge(g.freeDisk, float64(s.FreeDisk))
 	}

@@ -270,7 +270,7 @@ func TestMetrics(t *testing.T) {
 					LeasesByState: map[lease.State]int{lease.Revoking: 2},
 					Stuck:         1, Overdue: 2, OldestDue: time.Now().Add(-time.Hour),
 				},
-				AuditSize: 99, FreeDisk: 1 << 30, LanesHeld: 3, SVIDExpiry: time.Now().Add(time.Hour),
+				AuditSize: 99, FreeDisk: 1 << 30, LanesHeld: 3, ClockJumps: 2, SVIDExpiry: time.Now().Add(time.Hour),
 			}, fails
 		}
 	})
@@ -288,7 +288,7 @@ func TestMetrics(t *testing.T) {
 		`stint_rpc_seconds_count{code="OK",method="/stint.v1.TaskService/GetTask"} 1`,
 		`stint_tasks{state="ACTIVE"} 3`, `stint_tasks{state="CLOSING"} 0`,
 		`stint_leases{state="REVOKING"} 2`, `stint_leases{state="INTENT"} 0`,
-		"stint_leases_stuck 1", "stint_teardown_lanes_held 3", "stint_teardown_backlog 2", "stint_teardown_oldest_seconds 36",
+		"stint_leases_stuck 1", "stint_teardown_lanes_held 3", "stint_clock_jumps_total 2", "stint_teardown_backlog 2", "stint_teardown_oldest_seconds 36",
 		`stint_backend_up{backend="vault/prod"} 0`, "stint_ready 1", "stint_audit_size 99",
 		"stint_free_disk_bytes 1.073741824e+09", "stint_svid_expiry_seconds 3", `stint_ca_expiry_seconds{backend="stepca/a"} 86`,
 		`stint_build_info{version="1.2.3"} 1`, "go_goroutines", "stint_ledger_readable 1",

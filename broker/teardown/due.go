@@ -11,11 +11,11 @@ import (
 )
 
 // closeDue closes tasks that have expired or whose agent is gone, and looks again later at the others.
-func (l *Loop) closeDue(ctx context.Context) error {
+func (l *Loop) closeDue(ctx context.Context, now time.Time) error {
 	var due []task.Task
 	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
-		due, err = r.DueTasks(time.Now(), taskBatch)
+		due, err = r.DueTasks(now, taskBatch)
 		return err
 	})
 	if err != nil || len(due) == 0 {
@@ -23,7 +23,7 @@ func (l *Loop) closeDue(ctx context.Context) error {
 	}
 	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 		for _, t := range due {
-			if cause := l.visit(tx, t.ID, time.Now()); cause != nil {
+			if cause := l.visit(tx, t.ID, now); cause != nil {
 				return cause
 			}
 		}
@@ -45,21 +45,12 @@ func (l *Loop) visit(tx *ledger.Tx, id task.ID, now time.Time) error {
 	if err != nil || t.State != task.Active {
 		return err
 	}
-	seen := l.cfg.Presence.LastSeen(id, now)
-	var why task.CloseReason
-	switch {
-	case !now.Before(t.NotAfter):
-		why = task.Expired
-	case t.IdleTimeout > 0 && now.Sub(seen) >= t.IdleTimeout:
-		why = task.Abandoned
-	default:
+	why, again := judge(t, l.cfg.Presence.LastSeen(id, now), now)
+	if why == "" {
 		next := t
-		next.NextAt = t.NotAfter
+		next.NextAt = again
 		if heard, ok := l.cfg.Presence.Heard(id, now); ok {
 			next.LastSeen = heard
-		}
-		if idle := seen.Add(t.IdleTimeout); t.IdleTimeout > 0 && idle.Before(next.NextAt) {
-			next.NextAt = idle
 		}
 		return tx.UpdateTask(next, t.State)
 	}
@@ -69,4 +60,19 @@ func (l *Loop) visit(tx *ledger.Tx, id task.ID, now time.Time) error {
 	}
 	l.cfg.Presence.Forget(id)
 	return err
+}
+
+// judge says why a task ends now, or when to look again. How long its agent has been silent goes by the monotonic clock,
+// which both times carry as a rule; what the wall clock said when it was heard of may be of before it was set.
+func judge(t task.Task, seen, now time.Time) (why task.CloseReason, again time.Time) {
+	left := t.IdleTimeout - now.Sub(seen)
+	switch {
+	case !now.Before(t.NotAfter):
+		return task.Expired, time.Time{}
+	case t.IdleTimeout <= 0:
+		return "", t.NotAfter
+	case left <= 0:
+		return task.Abandoned, time.Time{}
+	}
+	return "", earlier(t.NotAfter, now.Add(left))
 }

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,6 +18,7 @@ import (
 	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/ledger/ledgertest"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/broker/teardown"
@@ -38,6 +41,22 @@ type yard struct {
 	kill     context.CancelFunc // ends the ledger
 	logger   *zap.Logger
 	logs     *observer.ObservedLogs // at Error
+	set      atomic.Int64           // by how much the clock was set, in nanoseconds
+	store    *failing
+}
+
+// failing is the store, which can be made to begin nothing.
+type failing struct {
+	*sqlite.Store
+
+	yes atomic.Bool
+}
+
+func (f *failing) Begin(ctx context.Context) (ledger.StoreTx, error) {
+	if f.yes.Load() {
+		return nil, ledger.ErrUnavailable
+	}
+	return f.Store.Begin(ctx)
 }
 
 func newYard(tb testing.TB) *yard {
@@ -53,13 +72,14 @@ func newYard(tb testing.TB) *yard {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	y.store = &failing{Store: store}
 	skey, vkey, err := note.GenerateKey(nil, origin)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	signer, _ := note.NewSigner(skey)
 	verifier, _ := note.NewVerifier(vkey)
-	y.ledger, err = ledger.Open(tb.Context(), ledger.Config{Store: store, Signer: signer, Verifier: verifier, Origin: origin})
+	y.ledger, err = ledger.Open(tb.Context(), ledger.Config{Store: y.store, Signer: signer, Verifier: verifier, Origin: origin})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -83,7 +103,16 @@ func (y *yard) loop() *teardown.Loop {
 	return teardown.New(teardown.Config{
 		Ledger: y.ledger, Backends: func() *instance.Snapshot { return instance.Configured(y.backends) }, Presence: y.presence,
 		StuckAfter: stuckAfter, Logger: y.logger,
+		Wall: func(read time.Time) time.Time { return read.Add(time.Duration(y.set.Load())) },
 	})
+}
+
+// setClock sets the machine's clock, as far as anybody can tell.
+func (y *yard) setClock(by time.Duration) {
+	y.tb.Helper()
+	synctest.Wait() // nobody looks while it is set
+	y.set.Add(int64(by))
+	y.update(func(tx *ledger.Tx) error { return ledgertest.SetClock(tx, by) })
 }
 
 // run runs a loop until the test ends or the returned function is called.

@@ -139,8 +139,8 @@ func (t *turns) took(leases []lease.Lease) {
 
 // tell writes on the leases that wait for a lane that is held what they wait for, and that they are overdue once they are:
 // nobody tries to end them, and whoever looks at one should see why. Those told are due again when the lane is next asked.
-func (l *Loop) tell(ctx context.Context, name string, at *lane) error {
-	now := time.Now()
+func (l *Loop) tell(ctx context.Context, name string, now time.Time) error {
+	at := l.lane[name]
 	news := func(q ledger.Queue) ([]lease.Lease, error) {
 		all, err := q.DueLeases(name, now, tellBatch)
 		return slices.DeleteFunc(all, func(from lease.Lease) bool {
@@ -163,7 +163,7 @@ func (l *Loop) tell(ctx context.Context, name string, at *lane) error {
 		}
 		for _, from := range some {
 			next := from
-			next.LastError, next.NextAt, next.Stuck = at.why, at.probe, from.Stuck || l.overdue(from, now)
+			next.LastError, next.NextAt, next.Stuck = at.why, now.Add(at.probe.Sub(now)), from.Stuck || l.overdue(from, now)
 			if err = l.flag(tx, next, from, now); err != nil {
 				return err
 			}

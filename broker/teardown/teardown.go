@@ -51,7 +51,7 @@ type Presence interface {
 	Forget(id task.ID)
 }
 
-// Config is what a Loop is made of. Every field is required.
+// Config is what a Loop is made of. Every field but Wall is required.
 type Config struct {
 	Ledger *ledger.Ledger
 	// Backends returns those in force.
@@ -60,6 +60,8 @@ type Config struct {
 	// StuckAfter is how long after it was asked for an end is overdue.
 	StuckAfter time.Duration
 	Logger     *zap.Logger
+	// Wall is how a test makes the wall clock jump: what it says at a reading, as far as jumps are looked for.
+	Wall func(read time.Time) time.Time
 }
 
 // Loop ends leases.
@@ -69,11 +71,17 @@ type Loop struct {
 	done chan outcome     // of workers
 	lane map[string]*lane // by name; touched by Run's goroutine only
 	held atomic.Int64     // how many lanes are held
+
+	started time.Time
+	clock   clock        // touched by Run's goroutine only
+	jumps   atomic.Int64 // of the clock
 }
 
 // New makes a Loop; it starts nothing.
 func New(cfg Config) *Loop {
-	return &Loop{cfg: cfg, more: make(chan struct{}, 1), done: make(chan outcome), lane: map[string]*lane{}}
+	return &Loop{
+		cfg: cfg, more: make(chan struct{}, 1), done: make(chan outcome), lane: map[string]*lane{}, started: time.Now(),
+	}
 }
 
 // Held returns how many lanes do not answer now, for metrics: each is asked by one attempt at a time until one succeeds,
@@ -139,15 +147,20 @@ func (l *Loop) loop(ctx context.Context, workers *errgroup.Group) error {
 	}
 }
 
-// pass closes due tasks, starts work on due leases, and says when to look again.
+// pass closes due tasks, starts work on due leases, and says when to look again. All of it goes by one reading of the
+// clock, which was found to be in step: what is set meanwhile, the next pass notices before it acts by it.
 func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration, error) {
-	if err := l.closeDue(ctx); err != nil {
+	now := time.Now()
+	if err := l.checkClock(ctx, now); err != nil {
+		return maxIdle, err
+	}
+	if err := l.closeDue(ctx, now); err != nil {
 		return maxIdle, err
 	}
 	var lanes []string
 	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
-		lanes, err = r.DueLanes(time.Now())
+		lanes, err = r.DueLanes(now)
 		return err
 	})
 	if err != nil {
@@ -155,10 +168,10 @@ func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration
 	}
 	waiting := false
 	for _, name := range lanes {
-		if err = l.startLane(ctx, name, workers); err != nil {
+		if err = l.startLane(ctx, name, now, workers); err != nil {
 			return maxIdle, err
 		}
-		waiting = waiting || l.lane[name].free(time.Now()) == 0
+		waiting = waiting || l.lane[name].free(now) == 0
 	}
 	next, err := l.untilNext(ctx)
 	if waiting {
@@ -182,20 +195,20 @@ func (l *Loop) untilNext(ctx context.Context) (time.Duration, error) {
 }
 
 // startLane claims as many due leases of a lane as it has free slots, and starts a worker for each.
-func (l *Loop) startLane(ctx context.Context, name string, workers *errgroup.Group) error {
+func (l *Loop) startLane(ctx context.Context, name string, now time.Time, workers *errgroup.Group) error {
 	at := l.lane[name]
 	if at == nil {
 		at = &lane{}
 		l.lane[name] = at
 	}
-	free := at.free(time.Now())
+	free := at.free(now)
 	if free <= 0 && at.held() {
-		return l.tell(ctx, name, at)
+		return l.tell(ctx, name, now)
 	}
 	if free <= 0 {
 		return nil
 	}
-	claimed, err := l.claim(ctx, name, free)
+	claimed, err := l.claim(ctx, name, now, free)
 	if err != nil {
 		return err
 	}
@@ -211,11 +224,10 @@ func (l *Loop) startLane(ctx context.Context, name string, workers *errgroup.Gro
 }
 
 // claim takes due leases for a limited time.
-func (l *Loop) claim(ctx context.Context, name string, limit int) ([]lease.Lease, error) {
+func (l *Loop) claim(ctx context.Context, name string, now time.Time, limit int) ([]lease.Lease, error) {
 	var claimed []lease.Lease
 	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 		claimed = claimed[:0]
-		now := time.Now()
 		due, err := l.lane[name].turns.pick(tx, name, now, limit)
 		if err != nil {
 			return err

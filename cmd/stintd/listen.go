@@ -182,7 +182,7 @@ func (h *house) snapshot(ctx context.Context) (status.Snapshot, error) {
 	if free, err := h.store.FreeBytes(); err == nil {
 		s.FreeDisk = int64(min(free, 1<<62))
 	}
-	s.LanesHeld = h.teardown.Held()
+	s.LanesHeld, s.ClockJumps = h.teardown.Held(), h.teardown.ClockJumps()
 	if svid, err := h.source.GetX509SVID(); err == nil {
 		s.SVIDExpiry = svid.Certificates[0].NotAfter
 	}
