@@ -108,7 +108,8 @@ func (b *Broker) Presence() *Presence { return b.presence }
 // Catalog is the roles, profiles and policies in force.
 func (b *Broker) Catalog() *Catalog { return b.catalog }
 
-// Run finishes what a crash left of suspending agents, and then writes aggregated refusals now and then, until ctx is done.
+// Run finishes what a crash or a failing ledger left of suspending agents, and writes aggregated refusals, now and then until
+// ctx is done.
 func (b *Broker) Run(ctx context.Context) error {
 	b.finishSuspensions(ctx)
 	tick := time.NewTicker(refusalFlush)
@@ -117,6 +118,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 			b.flushRefusals(ctx)
+			b.finishSuspensions(ctx)
 		case <-ctx.Done():
 			b.flushRefusals(context.WithoutCancel(ctx))
 			return nil

@@ -101,6 +101,7 @@ type house struct {
 	meter          *meter
 	kind           string // of store; "" is firstStore
 	lies           lies   // what the store lies about; nil is nothing
+	full           bool   // the disk is full at a start
 
 	set   atomic.Int64 // by how much the clock was set, in nanoseconds
 	blind bool         // nobody watches the clock
@@ -159,7 +160,7 @@ func (h *house) start() {
 	if err != nil {
 		h.tb.Fatal(err)
 	}
-	h.store = &store{Store: inner, lies: h.lies}
+	h.store = &store{Store: inner, lies: h.lies, full: h.full}
 	h.ledger, err = ledger.Open(ctx, ledger.Config{
 		Store: h.store, Signer: h.key.Signer, Verifier: h.key.Verifier, Origin: h.key.Signer.Name(),
 		StopIssuingBelow: 1, FreeBytes: h.store.FreeBytes,

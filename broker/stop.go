@@ -260,7 +260,8 @@ func pause(ctx context.Context, least time.Duration, deadline <-chan time.Time, 
 	}
 }
 
-// finishSuspensions closes tasks of suspended agents that a crash left open between two pages.
+// finishSuspensions closes tasks of suspended agents that were left open between two pages: by a crash, or by a ledger that
+// failed. What fails again is left to the next call.
 func (b *Broker) finishSuspensions(ctx context.Context) {
 	for id := range b.suspensions.snapshot.Load().since {
 		left, err := b.AllTasks(ctx, ledger.TaskFilter{Agent: id, States: []task.State{task.Active}, Limit: 1})
@@ -272,7 +273,7 @@ func (b *Broker) finishSuspensions(ctx context.Context) {
 		for more := true; more; {
 			var err error
 			if _, more, err = b.endPage(ctx, Caller{}, o, s, nil); err != nil {
-				b.log.Warn("tasks of a suspended agent not closed", zap.String("agent", id), zap.Error(err))
+				b.log.Error("tasks of a suspended agent not closed; they are tried again", zap.String("agent", id), zap.Error(err))
 			}
 		}
 	}

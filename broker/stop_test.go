@@ -354,7 +354,13 @@ func TestSuspensionFinishedAfterACrash(t *testing.T) {
 		}
 		_, err := h.try(work, "vault") // but the ledger does
 		want(t, err, fault.AgentSuspended)
+		h.full = true // and it is tried again when there is room
 		h.restart()
+		pass(time.Minute)
+		if got := h.task(work.ID); got.State != task.Active {
+			t.Fatalf("closed on a full disk: %s", got.State)
+		}
+		h.store.fillUp(false)
 		h.until(time.Minute, func() bool { return h.task(work.ID).State == task.Closed })
 		if got := h.task(work.ID); got.CloseReason != task.AgentSuspended {
 			t.Errorf("closed as %s", got.CloseReason)
