@@ -156,18 +156,20 @@ func (h hundreds) waited(t *testing.T, leases []*stintv1.Lease, open int) {
 	}
 }
 
-// TestPostgresDown completes a task while the database behind Vault is down. Its one-time password and its certificate end
-// at once; its database user, when the database is back.
+// TestPostgresDown completes a task while one of two databases behind one mount of Vault is down. Its one-time passwords, its
+// certificates and its users of the other database end at once; those of the dead one, when it is back. So many wait for it
+// that its lane is held.
 func TestPostgresDown(t *testing.T) {
 	t.Parallel()
-	server, pg := servertest.StartVault(t, servertest.VaultOptions{}), servertest.StartPostgres(t)
+	server, pg, other := servertest.StartVault(t, servertest.VaultOptions{}), servertest.StartPostgres(t), servertest.StartPostgres(t)
 	f := vaultFor(t, server, pg)
+	f.OtherDatabase(t, other, "stint-slow")
 	auth, _ := tokenAuth(t, f)
-	h := hundreds{vault: f, site: newSite(t, "", vaultBackend(server, auth)+embeddedCA, catalog(limits{}, dbRole, otpRole, certRole))}
+	h := hundreds{vault: f, site: newSite(t, "", vaultBackend(server, auth)+embeddedCA, catalog(limits{}, dbRole, slowRole, otpRole, certRole))}
 	h.start(t)
-	task := declare(t, h.agent(t, agentPath), 10*time.Minute, dbRole, otpRole, certRole)
-	for range 3 {
-		for _, role := range []string{dbRole, otpRole, certRole} {
+	task := declare(t, h.agent(t, agentPath), 10*time.Minute, dbRole, slowRole, otpRole, certRole)
+	for range 8 {
+		for _, role := range []string{dbRole, slowRole, otpRole, certRole} {
 			issue(t, task, role)
 		}
 	}
@@ -178,12 +180,16 @@ func TestPostgresDown(t *testing.T) {
 	}
 	eventually(t, 20*time.Second, func() error {
 		for _, l := range h.site.ledger(t).leases {
-			if l.State.Final() != (l.Role != dbRole) {
+			waits := l.State == lease.Revoking && l.LastError == plugins.ErrUnavailable.Error()
+			if l.State.Final() == (l.Role == dbRole) || waits != (l.Role == dbRole) {
 				return h.unfinished(t)
 			}
 		}
 		return nil
 	})
+	if n := users(t, other, "v-%"); n != 0 {
+		t.Errorf("the database that answers has %d users left", n)
+	}
 	pg.Restart(t)
 	h.allClosed(t, h.admin(t))
 	if n := users(t, pg, "v-%"); n != 0 {

@@ -78,22 +78,35 @@ func (f *Fixture) KV(tb testing.TB, apiKey string) plugins.Role {
 // leases an hour, so every one is cut.
 func (f *Fixture) Database(tb testing.TB, postgres *servertest.Postgres) plugins.Role {
 	tb.Helper()
+	f.enable(tb, "sys/mounts/database", "database", nil)
+	f.connection(tb, "orders", postgres)
+	f.DatabaseRole(tb, "stint-orders-ro", CreatesUser)
+	role := Role("orders-db-read", map[string]any{"path": "database/creds/stint-orders-ro", "policy": "stint-orders-db-read"})
+	f.Apply(tb, role)
+	return role
+}
+
+// OtherDatabase moves a role of the engine that Database mounted to another PostgreSQL, of the same mount.
+func (f *Fixture) OtherDatabase(tb testing.TB, postgres *servertest.Postgres, role string) {
+	tb.Helper()
+	f.connection(tb, "other", postgres)
+	f.write(tb, "database/roles/"+role, map[string]any{"db_name": "other", "creation_statements": []string{CreatesUser}})
+}
+
+// connection makes the tables of a PostgreSQL and connects the engine to it.
+func (f *Fixture) connection(tb testing.TB, name string, postgres *servertest.Postgres) {
+	tb.Helper()
 	conn := Connect(tb, postgres.SuperDSN("postgres"))
 	Exec(tb, conn, `DO $$ BEGIN CREATE ROLE orders_readers NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
 		CREATE TABLE IF NOT EXISTS orders (id int PRIMARY KEY, item text);
 		INSERT INTO orders VALUES (1, 'bolt') ON CONFLICT DO NOTHING;
 		GRANT SELECT ON orders TO orders_readers;`)
-	f.enable(tb, "sys/mounts/database", "database", nil)
-	f.write(tb, "database/config/orders", map[string]any{
+	f.write(tb, "database/config/"+name, map[string]any{
 		"plugin_name": "postgresql-database-plugin", "allowed_roles": []string{"stint-*"},
 		"connection_url": fmt.Sprintf("postgresql://{{username}}:{{password}}@%s/postgres?sslmode=disable", postgres.Addr),
 		"username":       postgres.SuperUser, "password": postgres.SuperPassword,
 		"username_template": `{{ printf "v-%s-%s" .DisplayName (random 12) | truncate 63 }}`,
 	})
-	f.DatabaseRole(tb, "stint-orders-ro", CreatesUser)
-	role := Role("orders-db-read", map[string]any{"path": "database/creds/stint-orders-ro", "policy": "stint-orders-db-read"})
-	f.Apply(tb, role)
-	return role
 }
 
 // DatabaseRole writes a role of the database engine that Database mounted.
