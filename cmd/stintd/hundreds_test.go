@@ -168,8 +168,11 @@ func TestPostgresDown(t *testing.T) {
 	h := hundreds{vault: f, site: newSite(t, "", vaultBackend(server, auth)+embeddedCA, catalog(limits{}, dbRole, slowRole, otpRole, certRole))}
 	h.start(t)
 	task := declare(t, h.agent(t, agentPath), 10*time.Minute, dbRole, slowRole, otpRole, certRole)
-	for range 8 {
-		for _, role := range []string{dbRole, slowRole, otpRole, certRole} {
+	for range 40 {
+		issue(t, task, dbRole)
+	}
+	for range 4 {
+		for _, role := range []string{slowRole, otpRole, certRole} {
 			issue(t, task, role)
 		}
 	}
