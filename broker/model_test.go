@@ -62,6 +62,9 @@ func TestModel(t *testing.T) {
 		}
 	})
 	t.Logf("%d steps", ran)
+	if !failed && ran < modelSteps {
+		t.Errorf("%d steps are too few: want %d", ran, modelSteps)
+	}
 }
 
 // judge is a testing.TB that remembers failures, so that rapid can look for a smaller program.

@@ -101,12 +101,7 @@ func TestKilledWhileRevoking(t *testing.T) {
 		t.Fatal(err)
 	}
 	name := cert.Lease.GetName()
-	eventually(t, 10*time.Second, func() error {
-		if s.ledger(t).leases[name].ClaimUntil.IsZero() {
-			return errNotYet
-		}
-		return nil
-	})
+	s.claimed(t, name)
 	d.kill(t)
 	ca.Resume(t)
 	d = s.start(t)
@@ -117,6 +112,51 @@ func TestKilledWhileRevoking(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// claimed waits until stintd is ending a lease, and returns until when it may by itself.
+func (s *site) claimed(tb testing.TB, name string) (until time.Time) {
+	tb.Helper()
+	eventually(tb, 10*time.Second, func() error {
+		if until = s.ledger(tb).leases[name].ClaimUntil; until.IsZero() {
+			return errNotYet
+		}
+		return nil
+	})
+	return until
+}
+
+// TestFrozenWhileRevoking freezes stintd in the middle of a revocation for longer than its claim. It goes on when it wakes
+// up, and what it ends is what the ledger says.
+func TestFrozenWhileRevoking(t *testing.T) {
+	t.Parallel()
+	ca := servertest.StartStepCA(t, servertest.StepCAOptions{})
+	s := newSite(t, "", remoteCA(t, ca), catalog(limits{}, remoteRole))
+	d := s.start(t)
+	client := s.agent(t, agentPath)
+	task := declare(t, client, 10*time.Minute, remoteRole)
+	cert := issue(t, task, remoteRole)
+	ca.Pause(t)
+	if _, err := task.Complete(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	until := s.claimed(t, cert.Lease.GetName())
+	d.signal(t, syscall.SIGSTOP)
+	ca.Resume(t)
+	<-time.After(time.Until(until) + time.Second)
+	if l := s.ledger(t).leases[cert.Lease.GetName()]; l.State.Final() {
+		t.Fatalf("a frozen broker has ended %s", l.ID)
+	}
+	d.signal(t, syscall.SIGCONT)
+	s.allClosed(t, s.admin(t))
+	if !s.revocations(t, "stepca/remote").holds(cert.Certificate.Chain[0]) {
+		t.Error("the task is closed, and its certificate is not on the CRL")
+	}
+	if n := strings.Count(string(read(t, s.file("log", "audit.jsonl"))), `"event":"lease.ended"`); n != 1 {
+		t.Errorf("the end was recorded %d times", n)
+	}
+	d.stop(t)
+	s.verifyLog(t, []string{client.Checkpoint()})
 }
 
 // TestHangup reloads resources on SIGHUP. What is invalid is refused whole, with file and line, and the old stay in force;
