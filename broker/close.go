@@ -65,19 +65,27 @@ func (b *Broker) end(ctx context.Context, id task.ID, cause teardown.Cause, wait
 func (b *Broker) await(ctx context.Context, id task.ID, changed <-chan struct{}, wait time.Duration) (Ended, error) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
-	for over := wait <= 0; ; {
-		out, err := b.ended(ctx, id)
-		if err != nil || over || out.Task.State == task.Closed {
-			return out, err
+	for over := wait <= 0; !over; { // its leases may be many: they are read once
+		var t task.Task
+		err := b.ledger.View(ctx, func(r ledger.Reader) (err error) {
+			t, err = r.Task(id)
+			return err
+		})
+		if err != nil {
+			return Ended{}, storeFault(err)
+		}
+		if t.State == task.Closed {
+			break
 		}
 		select {
 		case <-changed:
 		case <-timer.C:
 			over = true
 		case <-ctx.Done():
-			return out, ctx.Err()
+			return Ended{}, ctx.Err()
 		}
 	}
+	return b.ended(ctx, id)
 }
 
 func (b *Broker) ended(ctx context.Context, id task.ID) (Ended, error) {
