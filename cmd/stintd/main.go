@@ -15,7 +15,10 @@ var version = "devel"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // from then on a second signal ends the process at once
-	err := newRoot().ExecuteContext(ctx)
+	err := keepFromDumps()
+	if err == nil {
+		err = newRoot().ExecuteContext(ctx)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "stintd:", err)

@@ -42,6 +42,12 @@ type daemon struct {
 // launch starts stintd with these arguments, in a directory that also takes what it prints.
 func launch(tb testing.TB, dir string, args ...string) *daemon {
 	tb.Helper()
+	return launchWith(tb, dir, nil, args...)
+}
+
+// launchWith is launch with more in the environment.
+func launchWith(tb testing.TB, dir string, env []string, args ...string) *daemon {
+	tb.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		tb.Fatal(err)
@@ -58,6 +64,7 @@ func launch(tb testing.TB, dir string, args ...string) *daemon {
 	d.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), self, args...)
 	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, out, errs
 	d.cmd.Env = []string{runMain + "=1", "HOME=" + dir, "TMPDIR=" + dir, "PATH=" + vaultDir() + ":/usr/bin:/bin", "GORACE=halt_on_error=0"}
+	d.cmd.Env = append(d.cmd.Env, env...)
 	dieTogether(d.cmd)
 	started := make(chan error, 1)
 	go func() {
