@@ -161,7 +161,13 @@ type RoleInfo struct {
 	Fields []string
 }
 
-// Exposure is the longest time for which a credential could still work after teardown was asked for.
+// EndingTime is the longest that it takes to end a credential at a backend that answers, from the moment when its end was
+// asked for: a commit, a claim, the calls, and what else has to end at that moment. It is part of an exposure. It is a
+// promise of the broker's and not a timeout: nothing is given up when it has passed.
+const EndingTime = 5 * time.Second
+
+// Exposure is the longest time for which a credential could still work after teardown was asked for, while the backend
+// answers. While it does not, the credential's own end is the bound.
 type Exposure struct {
 	// Bounded is false where no bound can be stated (Max is then meaningless).
 	Bounded bool

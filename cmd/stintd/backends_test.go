@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -79,7 +80,7 @@ const embeddedCA = `backend "stepca" "internal" { crl_url = "http://127.0.0.1/cr
 `
 
 // remoteCA is a backend "stepca" "remote" in front of a step-ca; its provisioner's key lies in a directory of the test's.
-func remoteCA(tb testing.TB, ca *servertest.StepCA) string {
+func remoteCA(tb testing.TB, ca *servertest.StepCA, more ...string) string {
 	tb.Helper()
 	dir := tb.TempDir()
 	key, err := json.Marshal(ca.ProvisionerKey)
@@ -94,8 +95,9 @@ func remoteCA(tb testing.TB, ca *servertest.StepCA) string {
   root_file   = %q
   provisioner = %q
   key         = "file://%s"
+%s
 }
-`, ca.URL, dir+"/root.pem", ca.Provisioner, dir+"/key.jwk")
+`, ca.URL, dir+"/root.pem", ca.Provisioner, dir+"/key.jwk", strings.Join(more, "\n"))
 }
 
 // The roles that the sites have, by name.
@@ -103,35 +105,48 @@ const (
 	dbRole     = "orders-db-read"
 	slowRole   = "slow-db"
 	otpRole    = "build-host-otp"
+	pkiRole    = "internal-cert"
+	kvRole     = "partner-key"
+	consulRole = "deploy"
 	certRole   = "ledger-api"
 	remoteRole = "partner-api"
 )
 
-// limits are those of the profile's tasks and of the database roles' credentials.
+// limits are those of the profile's tasks and of credentials.
 type limits struct {
 	task  string // inside task: {…}
-	dbTTL string
+	dbTTL string // of the database roles
+	ttl   string // of the others
+	// exposure is the bound of each role, by its name; none if nil
+	exposure map[string]time.Duration
 }
 
 // catalog writes roles and the profile "invoice-agent" that may have them all.
 func catalog(l limits, roles ...string) string {
-	if l.dbTTL == "" {
-		l.dbTTL = "{default: 2m, max: 10m}"
-	}
+	otpTTL := cmp.Or(l.ttl, "{default: 2m, max: 10m}")
+	l.dbTTL, l.ttl = cmp.Or(l.dbTTL, "{default: 2m, max: 10m}"), cmp.Or(l.ttl, "{default: 5m, max: 15m}")
 	if l.task == "" {
 		l.task = "default_ttl: 5m, max_ttl: 30m, max_live: 100, max_live_leases: 500"
 	}
 	specs := map[string]string{
 		dbRole:     "backend: vault/main\n  vault: {path: database/creds/stint-orders-ro, policy: stint-orders-db-read}\n  ttl: " + l.dbTTL,
 		slowRole:   "backend: vault/main\n  vault: {path: database/creds/stint-slow, policy: stint-slow-db}\n  ttl: " + l.dbTTL,
-		certRole:   "backend: stepca/internal\n  certificate: {usages: [client_auth], common_name: \"{{ .agent.name }}\"}\n  ttl: {default: 5m, max: 15m}",
-		remoteRole: "backend: stepca/remote\n  certificate: {usages: [client_auth]}\n  ttl: {default: 5m, max: 15m}",
+		certRole:   "backend: stepca/internal\n  certificate: {usages: [client_auth], common_name: \"{{ .agent.name }}\"}\n  ttl: " + l.ttl,
+		remoteRole: "backend: stepca/remote\n  certificate: {usages: [client_auth]}\n  ttl: " + l.ttl,
 		otpRole: "backend: vault/main\n  vault:\n    path: ssh/creds/stint-otp\n    policy: stint-build-host-otp\n    data: {ip: \"{{ .params.ip }}\"}\n" +
-			"  parameters:\n    - {name: ip, pattern: \"10\\\\.0\\\\.0\\\\.[0-9]{1,3}\", required: true}\n  ttl: {default: 2m, max: 10m}",
+			"  parameters:\n    - {name: ip, pattern: \"10\\\\.0\\\\.0\\\\.[0-9]{1,3}\", required: true}\n  ttl: " + otpTTL,
+		pkiRole: "backend: vault/main\n  vault:\n    path: pki/issue/stint-internal\n    policy: stint-internal-cert\n" +
+			"    data: {common_name: agent.example.org, ttl: \"{{ .ttl }}\"}\n  ttl: " + l.ttl,
+		kvRole:     "backend: vault/main\n  vault: {path: kv/data/partner, policy: stint-partner-key, kind: static}\n  accept_permanent: true\n  ttl: " + l.ttl,
+		consulRole: "backend: vault/main\n  vault: {path: consul/creds/stint-deploy, policy: stint-deploy}\n  ttl: " + l.ttl,
 	}
 	var out, names strings.Builder
 	for _, name := range roles {
-		fmt.Fprintf(&out, "apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: %s}\nspec:\n  %s\n---\n", name, specs[name])
+		spec := specs[name]
+		if bound, ok := l.exposure[name]; ok {
+			spec += fmt.Sprintf("\n  exposure: {max: %s}", bound)
+		}
+		fmt.Fprintf(&out, "apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: %s}\nspec:\n  %s\n---\n", name, spec)
 		fmt.Fprintf(&names, "    - {name: %s}\n", name)
 	}
 	return out.String() + `apiVersion: stint.dev/v1

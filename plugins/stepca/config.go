@@ -45,7 +45,7 @@ type Config struct {
 	// CRLURL is the distribution point in each certificate, http or https. Empty leaves it out. A step-ca names its CRL in
 	// the CRL itself, and then OpenSSL wants the same URL here (crl.idpURL of ca.json).
 	CRLURL string
-	// CRLValidity is the time from a CRL's making to its nextUpdate, and so the exposure. In remote mode step-ca
+	// CRLValidity is the time from a CRL's making to its nextUpdate, and most of the exposure. In remote mode step-ca
 	// decides (crl.cacheDuration), and this must say the same; Check compares.
 	CRLValidity time.Duration
 	// MaxTTL is the longest life that is signed; 24 h if zero. In remote mode it must not be above step-ca's

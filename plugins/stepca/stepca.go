@@ -97,11 +97,13 @@ func (b *Backend) CheckRole(r plugins.Role) (plugins.RoleInfo, error) {
 	}, nil
 }
 
+// exposure adds what a revocation takes: until then another one, or the timer, may sign a CRL that does not list the
+// certificate, and a service may use that one for all its validity.
 func (b *Backend) exposure() plugins.Exposure {
 	validity := b.settings.CRLValidity
 	return plugins.Exposure{
-		Bounded: true, Max: validity, UntilExpiry: true,
-		Reason: fmt.Sprintf("CRL valid %s; services that read no CRL accept it until it expires", validity),
+		Bounded: true, Max: validity + plugins.EndingTime, UntilExpiry: true,
+		Reason: fmt.Sprintf("CRL valid %s, signed within %s; services that read no CRL accept it until it expires", validity, plugins.EndingTime),
 	}
 }
 

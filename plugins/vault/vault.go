@@ -7,7 +7,6 @@ package vault
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -22,10 +21,6 @@ const (
 	Type    = "vault"
 	Section = "vault"
 )
-
-// revokeExposure is the longest that a synchronous revoke is expected to take; 70 ms were measured for PostgreSQL with
-// an open session that had to be cut.
-const revokeExposure = time.Second
 
 // Backend is one Vault. It implements plugins.Backend, Preparer, Runner, Prober, Checker and Lister.
 type Backend struct {
@@ -80,12 +75,12 @@ func (b *Backend) CheckRole(role plugins.Role) (plugins.RoleInfo, error) {
 	}
 	info.Ends = plugins.EndsRevocable
 	info.Exposure = plugins.Exposure{
-		Bounded: true, Max: revokeExposure,
+		Bounded: true, Max: plugins.EndingTime,
 		Reason: "synchronous revoke; open sessions end where the engine's revocation statements cut them",
 	}
 	if r.Certificate() { // when the engine's CRL says so is the engine's to decide, and not seen from here
 		info.Exposure = plugins.Exposure{
-			Bounded: true, Max: max(revokeExposure, role.MaxTTL), UntilExpiry: true,
+			Bounded: true, Max: max(plugins.EndingTime, role.MaxTTL), UntilExpiry: true,
 			Reason: "the lease ends at once, the certificate when the engine's next CRL says so, or when it expires",
 		}
 	}

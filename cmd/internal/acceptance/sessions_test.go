@@ -38,7 +38,7 @@ func TestSession(t *testing.T) {
 		`^Agent +spiffe://dev\.stint\.local/agent/agent · profile dev-agent .*· sponsor your-lead@dev\.stint\.local$`,
 		`^Manifest +sha256:[0-9a-f]{64}    Last seen  \d+s ago \(closes 5m after the last\)$`,
 		`^Decision +allowed by profile/dev-agent, policy set [0-9a-f…]+   audit \d+$`,
-		`^Exposure +\d+[ms] for services that read the CRL, else web-client until \d\d:\d\d:\d\dZ$`)
+		`^Exposure +\d+m\d+s for services that read the CRL, else web-client until \d\d:\d\d:\d\dZ$`)
 	shows(t, d.stint(t, "lease", "list", "--task", task).exits(t, 0).stdout,
 		`^LEASE +ROLE +BACKEND +STATE +EXPIRES +EXPOSURE +REF$`,
 		`^[0-9A-F]{32}  build-host +vault/dev +ACTIVE +[0-9ms]+ +[0-9ms]+`,

@@ -97,7 +97,8 @@ func (f *Fixture) OtherDatabase(tb testing.TB, postgres *servertest.Postgres, ro
 func (f *Fixture) connection(tb testing.TB, name string, postgres *servertest.Postgres) {
 	tb.Helper()
 	conn := Connect(tb, postgres.SuperDSN("postgres"))
-	Exec(tb, conn, `DO $$ BEGIN CREATE ROLE orders_readers NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+	Exec(tb, conn, `SELECT pg_advisory_xact_lock(1); -- several tests may do this at once
+		DO $$ BEGIN CREATE ROLE orders_readers NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
 		CREATE TABLE IF NOT EXISTS orders (id int PRIMARY KEY, item text);
 		INSERT INTO orders VALUES (1, 'bolt') ON CONFLICT DO NOTHING;
 		GRANT SELECT ON orders TO orders_readers;`)

@@ -106,7 +106,7 @@ func parameters(all []*stintv1.ParameterInfo) string {
 	return strings.Join(out, " ")
 }
 
-// exposure writes how long a credential may outlive its end: "0s", "1s*" where only those who check revocation know,
+// exposure writes how long a credential may outlive its end: "5s", "1m5s*" where only those who check revocation know,
 // "unbounded".
 func exposure(e *stintv1.Exposure) string {
 	switch {
