@@ -17,13 +17,6 @@ import (
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
 
-// What docs/dead-mans-switch.md states: for how long after its end a credential may be alive when nobody ends it.
-const (
-	leaseSlack       = 5 * time.Second // Vault's expiry runs on timers, and its workers take a moment
-	databaseSlack    = 6 * time.Second // Vault adds 5 s to VALID UNTIL
-	certificateSlack = 2 * time.Second // the engine counts from when it signs, Stint from when it asked
-)
-
 // horizon is max_request_duration of these tests' Vaults, short so that tokens die soon.
 const horizon = 4 * time.Second
 
@@ -55,57 +48,10 @@ func accessor(t *testing.T, f *vaulttest.Fixture, handle plugins.Handle) string 
 	return ""
 }
 
-// watch is something that must be gone some time after a credential's end.
-type watch struct {
-	what  string
-	end   time.Time // the credential's
-	slack time.Duration
-	alive func() bool
-}
-
-// goneInTime waits until everything is gone, and expects each within its slack.
-func goneInTime(t *testing.T, watches ...watch) {
-	t.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for len(watches) > 0 {
-		watches = slices.DeleteFunc(watches, func(w watch) bool {
-			late := time.Since(w.end)
-			switch {
-			case w.alive() && late < w.slack:
-				return false
-			case late < w.slack:
-				t.Logf("%s is gone %s after the credential's end; stated is at most %s", w.what, late.Round(time.Millisecond), w.slack)
-			default:
-				t.Errorf("%s is alive %s after the credential's end", w.what, w.slack)
-			}
-			return true
-		})
-		<-tick.C
-	}
-}
-
-// leaseAlive asks Vault's own books.
-func leaseAlive(t *testing.T, f *vaulttest.Fixture, path string) func() bool {
-	t.Helper()
-	return func() bool {
-		answer, err := f.Root.Logical().ListWithContext(t.Context(), "sys/leases/lookup/"+path)
-		return err != nil || answer != nil
-	}
-}
-
-func tokenAlive(t *testing.T, f *vaulttest.Fixture, accessor string) func() bool {
-	t.Helper()
-	return func() bool {
-		_, err := f.Root.Auth().Token().LookupAccessorWithContext(t.Context(), accessor)
-		return err == nil || !strings.Contains(err.Error(), "invalid accessor")
-	}
-}
-
 // token watches a credential's own token, which lives for the horizon longer.
-func (a abandoned) token(t *testing.T, what string, handle plugins.Handle, end time.Time) watch {
+func (a abandoned) token(t *testing.T, what string, handle plugins.Handle, end time.Time) vaulttest.Watch {
 	t.Helper()
-	return watch{what + "'s token", end, horizon + leaseSlack, tokenAlive(t, a.f, accessor(t, a.f, handle))}
+	return vaulttest.Watch{What: what + "'s token", End: end, Slack: horizon + vaulttest.LeaseSlack, Alive: a.f.TokenAlive(t, accessor(t, a.f, handle))}
 }
 
 // certificateEnd returns the NotAfter of a certificate of pki.
@@ -144,7 +90,7 @@ func TestDeadMansSwitch(t *testing.T) {
 	}
 	otp, otpHeld := issue(t, a.b, request(otpRole, ttl, ip("10.0.0.60")))
 	cert, certHeld := issue(t, a.b, request(certRole, ttl, nil))
-	if over := certificateEnd(t, cert).Sub(cert.NotAfter); over > certificateSlack {
+	if over := certificateEnd(t, cert).Sub(cert.NotAfter); over > vaulttest.CertificateSlack {
 		t.Errorf("the certificate itself ends %s after the credential", over)
 	}
 	db, dbHeld := issue(t, a.b, request(dbRole, ttl, nil))
@@ -152,14 +98,14 @@ func TestDeadMansSwitch(t *testing.T) {
 	session := vaulttest.Connect(t, a.pg.DSN(user, field(t, db, "password"), "postgres"))
 	super := vaulttest.Connect(t, a.pg.SuperDSN("postgres"))
 
-	goneInTime(
+	vaulttest.GoneInTime(
 		t,
-		watch{"the one-time password's lease", otp.NotAfter, leaseSlack, leaseAlive(t, a.f, "ssh/creds/stint-otp")},
+		vaulttest.Watch{What: "the one-time password's lease", End: otp.NotAfter, Slack: vaulttest.LeaseSlack, Alive: a.f.LeaseAlive(t, "ssh/creds/stint-otp")},
 		a.token(t, "the one-time password", otpHeld.Handle, otp.NotAfter),
-		watch{"the certificate's lease", cert.NotAfter, leaseSlack, leaseAlive(t, a.f, "pki/issue/stint-internal")},
+		vaulttest.Watch{What: "the certificate's lease", End: cert.NotAfter, Slack: vaulttest.LeaseSlack, Alive: a.f.LeaseAlive(t, "pki/issue/stint-internal")},
 		a.token(t, "the certificate", certHeld.Handle, cert.NotAfter),
-		watch{"the database user's lease", db.NotAfter, leaseSlack, leaseAlive(t, a.f, "database/creds/stint-orders-ro")},
-		watch{"the database user", db.NotAfter, leaseSlack, func() bool { return vaulttest.Users(t, super, user) > 0 }},
+		vaulttest.Watch{What: "the database user's lease", End: db.NotAfter, Slack: vaulttest.LeaseSlack, Alive: a.f.LeaseAlive(t, "database/creds/stint-orders-ro")},
+		vaulttest.Watch{What: "the database user", End: db.NotAfter, Slack: vaulttest.LeaseSlack, Alive: func() bool { return vaulttest.Users(t, super, user) > 0 }},
 		a.token(t, "the database user", dbHeld.Handle, db.NotAfter),
 		a.token(t, "the stored value", valueHeld.Handle, stored.NotAfter),
 		a.token(t, "nobody", prepared.Handle, unused.NotAfter),
@@ -191,14 +137,14 @@ func TestDeadMansSwitchWithoutVault(t *testing.T) {
 	if !letIn() {
 		t.Fatal("the user cannot log in before its end")
 	}
-	goneInTime(t, watch{"the login", cred.NotAfter, databaseSlack, letIn})
+	vaulttest.GoneInTime(t, vaulttest.Watch{What: "the login", End: cred.NotAfter, Slack: vaulttest.DatabaseSlack, Alive: letIn})
 	super := vaulttest.Connect(t, a.pg.SuperDSN("postgres"))
 	there := func() bool { return vaulttest.Users(t, super, user) > 0 }
 	if !there() {
 		t.Error("somebody else removed the user")
 	}
 	a.f.Server.Restart(t)
-	goneInTime(t, watch{"the user of a Vault that is back", time.Now(), leaseSlack, there})
+	vaulttest.GoneInTime(t, vaulttest.Watch{What: "the user of a Vault that is back", End: time.Now(), Slack: vaulttest.LeaseSlack, Alive: there})
 }
 
 // TestRolesWithoutASwitchAreRefused lists the roles whose credentials would outlive Stint.
