@@ -55,6 +55,8 @@ type StepCA struct {
 	Provisioner string
 	// ProvisionerKey is the private key, P-256 with a key ID and ES256, that signs one-time tokens.
 	ProvisionerKey jose.JSONWebKey
+
+	database string // file or directory
 }
 
 // StartStepCA starts a step-ca that ends with the test.
@@ -71,6 +73,14 @@ func StartStepCA(tb testing.TB, options StepCAOptions) *StepCA {
 func (s *StepCA) Restart(tb testing.TB) {
 	tb.Helper()
 	s.Stop(tb)
+	give(tb, s.start(tb.Context()))
+}
+
+// RestartEmpty is Restart with an empty database: what was issued and revoked is forgotten.
+func (s *StepCA) RestartEmpty(tb testing.TB) {
+	tb.Helper()
+	s.Stop(tb)
+	give(tb, os.RemoveAll(s.database))
 	give(tb, s.start(tb.Context()))
 }
 

@@ -17,6 +17,7 @@ func (s *StepCA) writeConfig(path, address string, options StepCAOptions) error 
 	if database == "bbolt" {
 		source += ".bbolt" // one file, where the others are a directory
 	}
+	s.database = source
 	config := map[string]any{
 		"root":     filepath.Join(dir, "root.pem"),
 		"crt":      filepath.Join(dir, "intermediate.pem"),

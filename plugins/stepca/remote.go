@@ -46,6 +46,8 @@ type remote struct {
 	issuers atomic.Pointer[[]*x509.Certificate]
 	current atomic.Pointer[crl]
 	fetches *group[struct{}]
+	// lost are revocations that step-ca has to be asked for again. It belongs to the fetch that runs.
+	lost map[plugins.LeaseID]entry
 }
 
 func newRemote(s *settings, logger *zap.Logger) (*remote, error) {
@@ -66,6 +68,7 @@ func newRemote(s *settings, logger *zap.Logger) (*remote, error) {
 	}
 	return &remote{
 		settings: s, client: newClient(c.URL, pool(roots)), tokens: t, logger: logger, pinned: roots, fetches: newGroup[struct{}](),
+		lost: map[plugins.LeaseID]entry{},
 	}, nil
 }
 
@@ -169,22 +172,37 @@ func (r *remote) askRevoke(ctx context.Context, number *big.Int) (int, error) {
 	return status, err
 }
 
-// fetch gets the newest CRL and keeps it.
+// fetch gets the newest CRL and keeps it. Only one runs at a time: it is called by way of fetches.
 func (r *remote) fetch(ctx context.Context) error {
-	der, err := r.client.get(ctx, pathCRL, maxCRL)
+	c, err := r.download(ctx)
 	if err != nil {
 		return err
 	}
-	c, err := r.read(ctx, der)
-	if err != nil {
-		return fmt.Errorf("%w: %w", plugins.ErrNotProven, err)
-	}
-	known := r.current.Load()
-	if known != nil && c.number.Cmp(known.number) < 0 && time.Now().Before(known.nextUpdate) {
+	switch known := r.current.Load(); {
+	case c.follows(known):
+	case c.anew(known):
+		r.lose(known, c)
+	case time.Now().Before(known.nextUpdate):
 		return fmt.Errorf("%w: step-ca serves CRL %s after %s", plugins.ErrNotProven, c.number, known.number)
+	}
+	if c, err = r.regain(ctx, c); err != nil {
+		return err
 	}
 	r.current.Store(c)
 	return nil
+}
+
+// download gets the newest CRL.
+func (r *remote) download(ctx context.Context) (*crl, error) {
+	der, err := r.client.get(ctx, pathCRL, maxCRL)
+	if err != nil {
+		return nil, err
+	}
+	c, err := r.read(ctx, der)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", plugins.ErrNotProven, err)
+	}
+	return c, nil
 }
 
 // read checks the CRL against the known issuers, and asks for them anew when none has signed it.
