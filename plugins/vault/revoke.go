@@ -67,7 +67,8 @@ func (b *Backend) sameCluster(ctx context.Context, h handle) error {
 }
 
 // endLease queues the revoke first, because Vault then goes on by itself whatever happens to Stint; the synchronous one
-// after it shows whether the engine can do it.
+// after it shows whether the engine can do it. It is queued once only: each time makes Vault try at once, and after six
+// attempts, which by itself it spreads over ten minutes, Vault gives the lease up as irrevocable.
 func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (plugins.Ending, error) {
 	gone, err := b.leaseGone(ctx, h.Lease)
 	if err != nil {
@@ -128,10 +129,14 @@ func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held)
 // revokeLease returns nil when the lease was alive, and has been read back as gone after the synchronous revoke.
 func (b *Backend) revokeLease(ctx context.Context, lease string) error {
 	for _, sync := range []bool{false, true} {
+		if queued, _ := b.queued.of(lease); queued && !sync {
+			continue
+		}
 		if _, err := b.own(ctx, put("sys/leases/revoke", map[string]any{"lease_id": lease, "sync": sync})); err != nil {
 			b.failing.add(lease)
 			return fmt.Errorf("%w: revoke lease (sync=%t): %w", plugins.ErrNotProven, sync, ofEngine(err))
 		}
+		b.queued.begun(lease)
 	}
 	if err := b.readBack(ctx, lease); err != nil {
 		return err

@@ -28,7 +28,8 @@ type Backend struct {
 	rest    login.Doer
 	session *login.Session
 	logger  *zap.Logger
-	ours    *attempts
+	ours    *attempts // leases that were seen alive before they were ended
+	queued  *attempts // leases that Vault has been told to end by itself
 	failing *failures
 }
 
@@ -50,6 +51,7 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 		cfg: cfg, rest: client, logger: logger,
 		session: login.New(client, cfg.Auth.method(), logger),
 		ours:    newAttempts(),
+		queued:  newAttempts(),
 		failing: newFailures(),
 	}, nil
 }
