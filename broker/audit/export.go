@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -43,13 +45,17 @@ type ExportConfig struct {
 // Exporter keeps copies of the log outside the ledger: the records for a SIEM, the checkpoints for shipping away. The
 // ledger is the truth; an exporter that stops or lags holds up nobody. Where it left off stands in the files' last lines.
 type Exporter struct {
-	cfg    ExportConfig
+	cfg    ExportConfig // its paths are touched by Run's goroutine only
 	reopen chan struct{}
+	paths  atomic.Pointer[exportPaths] // those that Reopen goes to
 
 	file, checkpoints *os.File
 	next              int64 // the first index that is not exported yet
 	noted             int64 // the size of the last checkpoint in its file
 }
+
+// exportPaths are where the copies go.
+type exportPaths struct{ file, checkpoints string }
 
 // exportedRecord is what is read back of a line of the copy.
 type exportedRecord struct {
@@ -63,13 +69,14 @@ type exportedCheckpoint struct {
 	Checkpoint string    `json:"checkpoint"`
 }
 
-// NewExporter opens the files, made with mode 0600 where they are not there, and finds where they left off. A torn last
+// NewExporter opens the files, if any, made with mode 0600 where they are not there, and finds where they left off. A torn last
 // line, as a crash leaves it, is cut.
 func NewExporter(cfg ExportConfig) (*Exporter, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
 	e := &Exporter{cfg: cfg, reopen: make(chan struct{}, 1)}
+	e.paths.Store(&exportPaths{cfg.File, cfg.Checkpoints})
 	if err := e.open(); err != nil {
 		return nil, err
 	}
@@ -78,6 +85,31 @@ func NewExporter(cfg ExportConfig) (*Exporter, error) {
 
 // Reopen makes Run open the files anew, after a log rotation moved them.
 func (e *Exporter) Reopen() {
+	p := e.paths.Load()
+	e.Move(p.file, p.checkpoints)
+}
+
+// CanMove returns nil where copies can be appended to at these paths. It makes the files where they are not there.
+func CanMove(file, checkpoints string) error {
+	var errs []error
+	for _, path := range []string{file, checkpoints} {
+		if path == "" {
+			continue
+		}
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, exportMode)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("audit export: %w", err))
+			continue
+		}
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Move makes Run open the files anew at these paths. A copy goes on at its new path where it was at the old one; one that was
+// not made until now begins as at a start.
+func (e *Exporter) Move(file, checkpoints string) {
+	e.paths.Store(&exportPaths{file, checkpoints})
 	select {
 	case e.reopen <- struct{}{}:
 	default:
@@ -90,7 +122,9 @@ func (e *Exporter) Run(ctx context.Context) error {
 	for {
 		grown := e.cfg.Source.Grown()
 		rest := exportEvery
-		if err := e.export(ctx); err != nil && ctx.Err() == nil {
+		if e.cfg.File == "" && e.cfg.Checkpoints == "" {
+			grown, rest = nil, math.MaxInt64 // until there is something to do
+		} else if err := e.export(ctx); err != nil && ctx.Err() == nil {
 			e.cfg.Logger.Warn("audit export failed; it is tried again", zap.Int64("index", e.next), zap.Error(err))
 			grown, rest = nil, retryEvery
 			if err := e.close(); err != nil { // opening again cuts what was half written
@@ -127,7 +161,7 @@ func (e *Exporter) wait(ctx context.Context, grown <-chan struct{}, rest time.Du
 		case <-ctx.Done():
 			return false
 		case <-e.reopen:
-			if err := e.open(); err != nil {
+			if err := e.follow(); err != nil {
 				e.cfg.Logger.Warn("audit export not reopened", zap.Error(err))
 			}
 			return true
@@ -140,6 +174,17 @@ func (e *Exporter) wait(ctx context.Context, grown <-chan struct{}, rest time.Du
 			return true
 		}
 	}
+}
+
+// follow goes to where the copies are wanted now.
+func (e *Exporter) follow() error {
+	if p := e.paths.Load(); p.file != e.cfg.File || p.checkpoints != e.cfg.Checkpoints {
+		if e.cfg.File == "" {
+			e.next = 0 // a copy that was not made begins as at a start
+		}
+		e.cfg.File, e.cfg.Checkpoints = p.file, p.checkpoints
+	}
+	return e.open()
 }
 
 // export copies what is new, page by page.

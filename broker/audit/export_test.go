@@ -65,6 +65,46 @@ func exported(t *testing.T, path string, log *memLog, first int) int {
 	return n
 }
 
+// TestExporterMoves: a copy that is switched on begins with the log; moved, it goes on where it was; switched off, it rests.
+func TestExporterMoves(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first, second := filepath.Join(dir, "first.jsonl"), filepath.Join(dir, "second.jsonl")
+	key := newKey(t)
+	if err := audit.CanMove(filepath.Join(dir, "none", "a"), first); err == nil {
+		t.Error("a path that cannot be written is taken")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		log := &liveLog{m: newMemLog()}
+		e, err := audit.NewExporter(audit.ExportConfig{Source: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- e.Run(ctx) }()
+		settle := func() { time.Sleep(10 * time.Second); synctest.Wait() } //nolint:forbidigo // the bubble's clock
+		log.add(t, key, story()...)
+		settle()
+		for _, path := range []string{first, second, "", second} {
+			e.Move(path, "")
+			settle()
+			log.add(t, key, story()...)
+			settle()
+		}
+		if n := exported(t, first, log.m, 0); n != 22 {
+			t.Errorf("%d records in the first copy", n)
+		}
+		if n := exported(t, second, log.m, 22); n != 33 {
+			t.Errorf("%d records in the second copy", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestExporter(t *testing.T) { //nolint:cyclop // one story, step by step
 	t.Parallel()
 	dir := t.TempDir()

@@ -12,13 +12,16 @@ import (
 // tail is how much of a file's end is searched for its last line.
 const tail = 1 << 20
 
+// exportMode is that of the copies.
+const exportMode = 0o600
+
 // openLines opens a file of JSON lines for appending and reads its last whole line into last. What follows that line is
 // what a crash left of another, and is cut off. It returns false where there is no line, and no file for an empty path.
 func openLines(path string, last any) (f *os.File, found bool, err error) {
 	if path == "" {
 		return nil, false, nil
 	}
-	f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, exportMode)
 	if err != nil {
 		return nil, false, fmt.Errorf("open audit export: %w", err)
 	}
