@@ -57,14 +57,16 @@ type Cause string
 
 // The causes.
 const (
-	TaskClosed    Cause = "task_closed"
-	Expired       Cause = "expired"
-	Requested     Cause = "requested"
-	RoleRemoved   Cause = "role_removed"
-	Stopped       Cause = "stopped"        // by an operator, with everything of its role or backend
-	Missing       Cause = "missing"        // it was found to be gone at its backend
-	Unreleased    Cause = "unreleased"     // its answer came too late, or was never committed
-	IntentExpired Cause = "intent_expired" // it was never heard whether anything was issued
+	TaskClosed  Cause = "task_closed"
+	Expired     Cause = "expired"
+	Requested   Cause = "requested"
+	RoleRemoved Cause = "role_removed"
+	// BackendRemoved: it is not configured any more.
+	BackendRemoved Cause = "backend_removed"
+	Stopped        Cause = "stopped"        // by an operator, with everything of its role or backend
+	Missing        Cause = "missing"        // it was found to be gone at its backend
+	Unreleased     Cause = "unreleased"     // its answer came too late, or was never committed
+	IntentExpired  Cause = "intent_expired" // it was never heard whether anything was issued
 )
 
 // Lease tracks one credential. It is a value: the ledger holds the truth.

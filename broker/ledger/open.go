@@ -26,8 +26,8 @@ type Config struct {
 	// Origin names the log (C2SP tlog-checkpoint). It must be the keys' name, so that a verifier key names its log.
 	Origin string
 	Logger *zap.Logger
-	// StopIssuingBelow is how many free bytes must be left for Low to be false; FreeBytes counts them. With zero or
-	// nil Low is always false.
+	// StopIssuingBelow is how many free bytes must be left for Low to be false, until SetStopIssuingBelow; FreeBytes counts
+	// them. With zero or nil Low is always false.
 	StopIssuingBelow uint64
 	FreeBytes        func() (uint64, error)
 	// Committed is told how long each commit took, its transaction included; nil where nobody asks. It must not block.
@@ -41,7 +41,8 @@ type Ledger struct {
 	closing chan struct{} // closed when no more work is taken
 	stopped chan struct{} // closed when Run has returned its last answer
 	running atomic.Bool
-	low     atomic.Bool // what Low said last, to log changes only
+	mark    atomic.Uint64 // Config.StopIssuingBelow
+	low     atomic.Bool   // what Low said last, to log changes only
 	head    atomic.Pointer[audit.Head]
 	watch   *watchers
 
@@ -68,6 +69,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		cfg: cfg, queue: make(chan *work, maxGroup), closing: make(chan struct{}), stopped: make(chan struct{}),
 		watch: newWatchers(),
 	}
+	l.SetStopIssuingBelow(cfg.StopIssuingBelow)
 	if err := l.load(ctx); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
@@ -124,17 +126,21 @@ func (l *Ledger) ViewLog(ctx context.Context, fn func(audit.Reader) error) error
 // Head returns where the log stood after the last commit, from memory.
 func (l *Ledger) Head() audit.Head { return *l.head.Load() }
 
+// SetStopIssuingBelow changes how many free bytes must be left for Low to be false.
+func (l *Ledger) SetStopIssuingBelow(bytes uint64) { l.mark.Store(bytes) }
+
 // Low reports whether so little disk is free that nothing more may be issued. Ending credentials goes on. When the
 // free space cannot be read, it is taken for low.
 func (l *Ledger) Low() bool {
-	if l.cfg.StopIssuingBelow == 0 || l.cfg.FreeBytes == nil {
+	mark := l.mark.Load()
+	if mark == 0 || l.cfg.FreeBytes == nil {
 		return false
 	}
 	free, err := l.cfg.FreeBytes()
-	low := err != nil || free < l.cfg.StopIssuingBelow
+	low := err != nil || free < mark
 	if l.low.Swap(low) != low {
 		l.cfg.Logger.Warn("free disk changed sides of the limit for issuing", zap.Bool("low", low),
-			zap.Uint64("free_bytes", free), zap.Uint64("limit_bytes", l.cfg.StopIssuingBelow), zap.Error(err))
+			zap.Uint64("free_bytes", free), zap.Uint64("limit_bytes", mark), zap.Error(err))
 	}
 	return low
 }

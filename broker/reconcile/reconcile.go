@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -51,7 +52,7 @@ type Config struct {
 	// Grace is how old an unknown credential is at least, beyond its backend's horizon: older than an issue call and the
 	// sweep of its intent can take.
 	Grace time.Duration
-	// Every is how often Run compares; zero is never.
+	// Every is how often Run compares, until SetEvery; zero is never.
 	Every  time.Duration
 	Meter  Meter
 	Logger *zap.Logger
@@ -61,10 +62,28 @@ type Config struct {
 type Reconciler struct {
 	cfg  Config
 	turn chan struct{} // held by whoever compares
+
+	every   atomic.Int64  // a time.Duration
+	changed chan struct{} // it did
 }
 
 // New makes a Reconciler; it starts nothing.
-func New(cfg Config) *Reconciler { return &Reconciler{cfg: cfg, turn: make(chan struct{}, 1)} }
+func New(cfg Config) *Reconciler {
+	r := &Reconciler{cfg: cfg, turn: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
+	r.every.Store(int64(cfg.Every))
+	return r
+}
+
+// SetEvery changes how often Run compares, counted from now; zero is never.
+func (r *Reconciler) SetEvery(d time.Duration) {
+	if r.every.Swap(int64(d)) == int64(d) {
+		return
+	}
+	select {
+	case r.changed <- struct{}{}:
+	default: // Run has not looked yet, and will see the newest
+	}
+}
 
 // Order says what to compare, and what to do about what is found.
 type Order struct {
@@ -233,21 +252,21 @@ func (r *Reconciler) roles(backend string) []resource.Role {
 
 // Run compares all backends now and then until ctx is done. It acts on nothing.
 func (r *Reconciler) Run(ctx context.Context) error {
-	if r.cfg.Every <= 0 {
-		<-ctx.Done()
-		return nil
-	}
-	timer := time.NewTimer(min(firstRun, r.cfg.Every))
-	defer timer.Stop()
-	for {
+	every := func() time.Duration { return time.Duration(r.every.Load()) }
+	for next := min(firstRun, every()); ; next = every() {
+		var due <-chan time.Time
+		if next > 0 {
+			due = time.After(next)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-timer.C:
+		case <-r.changed:
+			continue
+		case <-due:
 		}
 		if _, err := r.Reconcile(ctx, Order{Actor: teardown.Stint()}); err != nil && ctx.Err() == nil {
 			r.cfg.Logger.Error("backends not compared with the ledger; it is tried again", zap.Error(err))
 		}
-		timer.Reset(r.cfg.Every)
 	}
 }

@@ -1,6 +1,7 @@
 package teardown
 
 import (
+	"slices"
 	"time"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -63,6 +64,23 @@ func EndRole(tx *ledger.Tx, role string, now time.Time) (int, error) {
 		return 0, err
 	}
 	return len(leases), askEnd(tx, leases, lease.RoleRemoved, now)
+}
+
+// EndUnconfigured asks for the end of every lease whose backend is not configured, in the caller's transaction, and returns
+// how many by backend. Those whose end was asked for before count too: they all wait for that backend.
+func EndUnconfigured(tx *ledger.Tx, configured func(backend string) bool, now time.Time) (map[string]int, error) {
+	open, err := tx.ListLeases(ledger.LeaseFilter{
+		States: []lease.State{lease.Intent, lease.Active, lease.Revoking, lease.Lapsing}, Limit: everything,
+	})
+	if err != nil {
+		return nil, err
+	}
+	open = slices.DeleteFunc(open, func(l lease.Lease) bool { return configured(l.Backend) })
+	n := map[string]int{}
+	for _, l := range open {
+		n[l.Backend]++
+	}
+	return n, askEnd(tx, open, lease.BackendRemoved, now)
 }
 
 // EndLeases asks for the end of leases in the caller's transaction, while their tasks go on. Each whose end was not asked

@@ -43,6 +43,9 @@ const (
 	taskBatch = 64
 )
 
+// errNotConfigured: nobody can end what a backend issued whose block is gone from the configuration.
+var errNotConfigured = errors.New("its backend is not in the configuration")
+
 // Presence says when the agent of a task was last heard of.
 type Presence interface {
 	LastSeen(id task.ID, now time.Time) time.Time
@@ -57,7 +60,7 @@ type Config struct {
 	// Backends returns those in force.
 	Backends func() *instance.Snapshot
 	Presence Presence
-	// StuckAfter is how long after it was asked for an end is overdue.
+	// StuckAfter is how long after it was asked for an end is overdue, until SetStuckAfter.
 	StuckAfter time.Duration
 	Logger     *zap.Logger
 	// Wall is how a test makes the wall clock jump: what it says at a reading, as far as jumps are looked for.
@@ -75,14 +78,21 @@ type Loop struct {
 	started time.Time
 	clock   clock        // touched by Run's goroutine only
 	jumps   atomic.Int64 // of the clock
+
+	stuckAfter atomic.Int64 // a time.Duration
 }
 
 // New makes a Loop; it starts nothing.
 func New(cfg Config) *Loop {
-	return &Loop{
+	l := &Loop{
 		cfg: cfg, more: make(chan struct{}, 1), done: make(chan outcome), lane: map[string]*lane{}, started: time.Now(),
 	}
+	l.SetStuckAfter(cfg.StuckAfter)
+	return l
 }
+
+// SetStuckAfter changes how long after it was asked for an end is overdue, from the next failed attempt on.
+func (l *Loop) SetStuckAfter(d time.Duration) { l.stuckAfter.Store(int64(d)) }
 
 // Held returns how many lanes do not answer now, for metrics: each is asked by one attempt at a time until one succeeds,
 // while the others go on.
@@ -281,7 +291,7 @@ func (l *Loop) work(ctx context.Context, c lease.Lease) error {
 func (l *Loop) attempt(ctx context.Context, c lease.Lease) (plugins.Ending, error) {
 	in, ok := l.cfg.Backends().Find(c.Backend)
 	if !ok {
-		return plugins.Ending{}, fmt.Errorf("backend %s is not configured: %w", c.Backend, plugins.ErrMisconfigured)
+		return plugins.Ending{}, fmt.Errorf("%w: %w: put the block of %s back and send SIGHUP", plugins.ErrMisconfigured, errNotConfigured, c.Backend)
 	}
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
@@ -335,7 +345,7 @@ func utc(t time.Time) time.Time {
 
 // retry records a failed attempt. It is tried again for ever; being stuck is a flag, never an end.
 func (l *Loop) retry(tx *ledger.Tx, from lease.Lease, cause error, now time.Time) error {
-	next, err := from.Retry(now.Add(backOff(from.Attempts)), reason(cause), now.Add(-l.cfg.StuckAfter))
+	next, err := from.Retry(now.Add(backOff(from.Attempts)), reason(cause), now.Add(-time.Duration(l.stuckAfter.Load())))
 	if err != nil {
 		return err
 	}
@@ -363,6 +373,8 @@ func (l *Loop) flag(tx *ledger.Tx, next, from lease.Lease, now time.Time) error 
 // reason is what a failed attempt leaves in the ledger: the class of the error, without text of the backend's.
 func reason(err error) string {
 	switch {
+	case errors.Is(err, errNotConfigured):
+		return errNotConfigured.Error()
 	case errors.Is(err, context.DeadlineExceeded):
 		return "no answer in time"
 	case errors.Is(err, plugins.ErrUnavailable):

@@ -335,7 +335,7 @@ func TestUnknownBackend(t *testing.T) {
 		stop := y.run()
 		y.close(work)
 		pass(time.Minute)
-		if got := y.readLease(l.ID); got.Attempts == 0 || got.LastError != "backend misconfigured" {
+		if got := y.readLease(l.ID); got.Attempts == 0 || got.LastError != "its backend is not in the configuration" {
 			t.Errorf("lease %+v", got)
 		}
 		stop()
