@@ -21,14 +21,14 @@ import (
 
 // Catalog is the roles, profiles and policies in force: an immutable engine that changes as a whole.
 type Catalog struct {
-	ledger   *ledger.Ledger
-	force    atomic.Pointer[inForce]
-	readOnly atomic.Bool
+	ledger *ledger.Ledger
+	force  atomic.Pointer[inForce]
 	// next is what is being committed; nil at other times. A role must be in both to be issued by.
 	next atomic.Pointer[inForce]
 
-	// changing is taken while a change is compiled and committed, so that changes follow one another.
+	// changing is taken while a change is compiled and committed, so that changes follow one another. It guards what follows.
 	changing turns
+	readOnly bool // resources come from files
 }
 
 // Terms are what resources are held against.
@@ -57,8 +57,8 @@ func NewCatalog(ctx context.Context, l *ledger.Ledger, terms Terms) (*Catalog, e
 	return c, nil
 }
 
-// read puts in force what the ledger holds.
-func (c *Catalog) read(ctx context.Context, terms Terms) error {
+// stored returns the resources that the ledger holds.
+func (c *Catalog) stored(ctx context.Context) ([]ledger.Resource, error) {
 	var stored []ledger.Resource
 	err := c.ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
@@ -66,7 +66,16 @@ func (c *Catalog) read(ctx context.Context, terms Terms) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("read resources: %w", err)
+		return nil, fmt.Errorf("read resources: %w", err)
+	}
+	return stored, nil
+}
+
+// read puts in force what the ledger holds.
+func (c *Catalog) read(ctx context.Context, terms Terms) error {
+	stored, err := c.stored(ctx)
+	if err != nil {
+		return err
 	}
 	files := make([]resource.File, 0, len(stored))
 	for _, s := range stored {
@@ -87,16 +96,17 @@ func (c *Catalog) Engine() *policy.Engine { return c.force.Load().engine }
 // Backends returns the backends in force now.
 func (c *Catalog) Backends() *instance.Snapshot { return c.force.Load().Backends }
 
-// has reports whether a role is there and is not being removed. It is asked inside the transaction that inserts a lease,
-// which comes before the one that removes the role, and is then ended by it, or after, and is then refused.
-func (c *Catalog) has(role string) bool {
-	if next := c.next.Load(); next != nil { // read first: it is in force before it is taken away here
-		if _, ok := next.engine.Set().Role(role); !ok {
-			return false
-		}
-	}
-	_, ok := c.Engine().Set().Role(role)
-	return ok
+// has reports whether a role and the backend that issues by it are there and not being removed. It is asked inside the
+// transaction that inserts a lease, which comes before the one that removes them, and is then ended by it, or after, and is
+// then refused.
+func (c *Catalog) has(role, backend string) bool {
+	next := c.next.Load() // read first: it is in force before it is taken away here
+	return (next == nil || next.has(role, backend)) && c.force.Load().has(role, backend)
+}
+
+func (f *inForce) has(role, backend string) bool {
+	_, ok := f.engine.Set().Role(role)
+	return ok && f.Backends.Has(backend)
 }
 
 // compile checks what a set as a whole must satisfy.
@@ -145,27 +155,23 @@ type Applied struct {
 	PolicySet string
 }
 
-// SetReadOnly says that resources come from files: the API may then not change them.
-func (c *Catalog) SetReadOnly(yes bool) { c.readOnly.Store(yes) }
+// writable refuses the API where resources come from files.
+func (c *Catalog) writable() error {
+	if c.readOnly {
+		return fault.New(fault.ResourcesReadOnly, "resources come from files here; change them and send SIGHUP")
+	}
+	return nil
+}
 
 // Apply makes resources what the files say, all or nothing.
 func (c *Catalog) Apply(ctx context.Context, caller Caller, a Apply) (Applied, error) {
-	if c.readOnly.Load() && !a.DryRun {
-		return Applied{}, fault.New(fault.ResourcesReadOnly, "resources come from files here; change them and send SIGHUP")
-	}
-	return c.apply(ctx, caller, a)
-}
-
-// Load makes resources what the operator's files say, at start and on SIGHUP.
-func (c *Catalog) Load(ctx context.Context, caller Caller, files []resource.File) (Applied, error) {
-	return c.apply(ctx, caller, Apply{Files: files, Prune: true})
-}
-
-func (c *Catalog) apply(ctx context.Context, caller Caller, a Apply) (Applied, error) {
 	if err := c.changing.take(ctx); err != nil {
 		return Applied{}, err
 	}
 	defer c.changing.give()
+	if err := c.writable(); err != nil && !a.DryRun {
+		return Applied{}, err
+	}
 	force := c.force.Load()
 	var set resource.Set
 	var problems []resource.Problem
@@ -174,79 +180,99 @@ func (c *Catalog) apply(ctx context.Context, caller Caller, a Apply) (Applied, e
 	} else {
 		set, problems = force.engine.Set().Update(a.Files, force.Backends.Configured())
 	}
-	if a.DryRun {
-		_, out, err := c.prospect(force.Terms, set, problems)
-		return out, err
+	s, err := force.prospect(force.engine.Set(), set, problems)
+	if err != nil || a.DryRun {
+		return s.out, err
 	}
-	_, out, err := c.change(ctx, caller, set, problems)
-	return out, err
+	s.caller = caller
+	_, err = c.change(ctx, s)
+	return s.out, err
 }
 
 // Delete removes one resource ("roles/orders-db-read") and returns how many leases end because of it.
 func (c *Catalog) Delete(ctx context.Context, caller Caller, id string) (int, error) {
-	if c.readOnly.Load() {
-		return 0, fault.New(fault.ResourcesReadOnly, "resources come from files here; change them and send SIGHUP")
-	}
 	if err := c.changing.take(ctx); err != nil {
 		return 0, err
 	}
 	defer c.changing.give()
+	if err := c.writable(); err != nil {
+		return 0, err
+	}
 	force := c.force.Load()
 	if _, ok := force.engine.Set().Document(id); !ok {
 		return 0, fault.New(fault.NotFound, "there is no "+id)
 	}
 	set, problems := force.engine.Set().Without(id, force.Backends.Configured())
-	ending, _, err := c.change(ctx, caller, set, problems)
-	return ending, err
+	s, err := force.prospect(force.engine.Set(), set, problems)
+	if err != nil {
+		return 0, err
+	}
+	s.caller = caller
+	return c.change(ctx, s)
 }
 
-// prospect compiles a set and says what putting it in force would change.
-func (c *Catalog) prospect(terms Terms, set resource.Set, problems []resource.Problem) (*inForce, Applied, error) {
-	next, err := terms.compile(set, problems)
-	if err != nil {
-		return nil, Applied{}, err
-	}
-	return next, Applied{
-		Changes: resource.Diff(c.Engine().Set(), set), Warnings: append(set.Warnings(), next.engine.Warnings()...),
-		PolicySet: next.engine.Hash(),
-	}, nil
+// step leads from what is stored to what will be in force.
+type step struct {
+	caller Caller
+	next   *inForce
+	out    Applied
+	// more is what else belongs into the transaction; nil for a step that is nothing without a change of resources.
+	more func(tx *ledger.Tx) error
 }
 
-// change compiles a set, commits it, and puts it in force from the next decision on.
-func (c *Catalog) change(
-	ctx context.Context, caller Caller, set resource.Set, problems []resource.Problem,
-) (int, Applied, error) {
-	terms := c.force.Load().Terms
-	next, out, err := c.prospect(terms, set, problems)
+// prospect compiles a set and says what putting it in force would change of what is stored.
+func (t Terms) prospect(stored, set resource.Set, problems []resource.Problem) (step, error) {
+	next, err := t.compile(set, problems)
 	if err != nil {
-		return 0, Applied{}, err
+		return step{}, err
 	}
-	if !anyChange(out.Changes) {
-		return 0, out, nil
+	return step{next: next, out: Applied{
+		Changes: resource.Diff(stored, set), Warnings: append(set.Warnings(), next.engine.Warnings()...), PolicySet: next.engine.Hash(),
+	}}, nil
+}
+
+// change commits a step, puts it in force from the next decision on, and returns how many leases end because roles are gone.
+func (c *Catalog) change(ctx context.Context, s step) (int, error) {
+	if !anyChange(s.out.Changes) && s.more == nil {
+		return 0, nil
 	}
-	c.next.Store(next)
+	c.next.Store(s.next)
 	defer c.next.Store(nil)
 	var ending int
-	_, err = c.ledger.Update(ctx, func(tx *ledger.Tx) error {
+	_, err := c.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		ending = 0
-		for _, ch := range out.Changes {
-			n, cause := commitChange(tx, caller, set, out.PolicySet, ch)
+		for _, ch := range s.out.Changes {
+			n, cause := s.commit(tx, ch)
 			if cause != nil {
 				return cause
 			}
 			ending += n
 		}
-		return nil
+		if s.more == nil {
+			return nil
+		}
+		return s.more(tx)
 	})
 	failpoint.Hit("role.removed")
 	if errors.Is(err, ledger.ErrOutcomeUnknown) { // what is in force has to be what is stored
-		err = errors.Join(err, c.read(context.WithoutCancel(ctx), terms))
+		err = errors.Join(err, c.readAgain(context.WithoutCancel(ctx), s.next.Terms))
 	}
 	if err != nil {
-		return 0, Applied{}, storeFault(err)
+		return 0, storeFault(err)
 	}
-	c.force.Store(next)
-	return ending, out, nil
+	c.force.Store(s.next)
+	return ending, nil
+}
+
+// readAgain puts in force what turns out to be stored: under the terms of before, or, where it was made for others and has
+// come to be stored, under those.
+func (c *Catalog) readAgain(ctx context.Context, terms Terms) error {
+	if now := c.force.Load(); now != nil {
+		if err := c.read(ctx, now.Terms); fault.ReasonOf(err) != fault.ResourceInvalid {
+			return err
+		}
+	}
+	return c.read(ctx, terms)
 }
 
 func anyChange(changes []resource.Change) bool {
@@ -258,11 +284,11 @@ func anyChange(changes []resource.Change) bool {
 	return false
 }
 
-// commitChange writes one change and its record. Removing a role ends what was issued by it.
-func commitChange(tx *ledger.Tx, caller Caller, set resource.Set, policySet string, ch resource.Change) (int, error) {
+// commit writes one change and its record. Removing a role ends what was issued by it.
+func (s step) commit(tx *ledger.Tx, ch resource.Change) (int, error) {
 	rec := audit.Record{
-		V: 1, Time: time.Now().UTC(), Event: audit.ResourceApplied, Request: caller.Request, Actor: caller.actor(),
-		Resource: ch.ID, PolicySet: policySet, Reason: string(ch.Action),
+		V: 1, Time: time.Now().UTC(), Event: audit.ResourceApplied, Request: s.caller.Request, Actor: s.caller.actor(),
+		Resource: ch.ID, PolicySet: s.out.PolicySet, Reason: string(ch.Action),
 	}
 	switch ch.Action {
 	case resource.Unchanged:
@@ -281,7 +307,7 @@ func commitChange(tx *ledger.Tx, caller Caller, set resource.Set, policySet stri
 		return 0, nil
 	case resource.Created, resource.Updated:
 	}
-	doc, ok := set.Document(ch.ID)
+	doc, ok := s.next.engine.Set().Document(ch.ID)
 	if !ok {
 		return 0, errors.New("a change names no document")
 	}

@@ -100,7 +100,10 @@ func TestInvalidResourcesChangeNothing(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHouse(t)
-		h.catalog.SetReadOnly(true)
+		renewal := broker.Renewal{Terms: terms(h.backends), FromFiles: true, Files: files(roles + "---" + profile)}
+		if _, err := h.catalog.Renew(t.Context(), renewal); err != nil {
+			t.Fatal(err)
+		}
 		_, err := h.catalog.Apply(t.Context(), operator(), broker.Apply{Files: files(extraRole)})
 		want(t, err, fault.ResourcesReadOnly)
 		_, err = h.catalog.Delete(t.Context(), operator(), "roles/plain")
@@ -108,7 +111,8 @@ func TestReadOnly(t *testing.T) {
 		if _, err = h.catalog.Apply(t.Context(), operator(), broker.Apply{Files: files(extraRole), DryRun: true}); err != nil {
 			t.Error(err)
 		}
-		if _, err = h.catalog.Load(t.Context(), broker.Caller{}, files(roles+"---"+profile)); err != nil {
+		renewal.Files = files(roles + "---" + extraRole + "---" + profile)
+		if _, err = h.catalog.Renew(t.Context(), renewal); err != nil {
 			t.Error(err)
 		}
 		if rec := h.recorded(audit.ResourceApplied, ""); rec[len(rec)-1].Actor.ID != "stint" {

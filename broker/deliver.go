@@ -90,7 +90,7 @@ func (b *Broker) admitLease(tx *ledger.Tx, is *issue) (task.Task, error) {
 	if t.State != task.Active || !time.Now().Before(t.NotAfter) {
 		return t, lateFault(t)
 	}
-	if !b.catalog.has(is.lease.Role) {
+	if !b.catalog.has(is.lease.Role, is.lease.Backend) {
 		return t, removedFault(is.lease.Role)
 	}
 	_, err = tx.FindLease(ledger.LeaseKey{Agent: is.lease.Agent, RequestID: is.lease.RequestID})
@@ -116,10 +116,10 @@ func lateFault(t task.Task) error {
 	return fault.New(reason, "the task ended while the credential was being issued; it was not handed out")
 }
 
-// removedFault says that a role was removed while something was being issued by it.
+// removedFault says that a role or its backend was removed while something was being issued by it.
 func removedFault(role string) error {
 	return fault.New(fault.RoleOutsideProfile,
-		"role "+role+" was removed while the credential was being issued; it was not handed out")
+		"role "+role+" or its backend was removed while the credential was being issued; it was not handed out")
 }
 
 // tooLate says, inside the transaction that would activate a lease, why its credential is not handed out; nil where it is.
@@ -141,7 +141,7 @@ func dropFault(t task.Task, from lease.Lease) error {
 	switch {
 	case t.State != task.Active || !time.Now().Before(t.NotAfter):
 		return lateFault(t)
-	case from.Cause == lease.RoleRemoved:
+	case from.Cause == lease.RoleRemoved, from.Cause == lease.BackendRemoved:
 		return removedFault(from.Role)
 	default:
 		return fault.New(fault.AlreadyIssued, "the end of lease "+from.ID.String()+" was asked for while it was being issued; "+

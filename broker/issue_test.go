@@ -153,7 +153,9 @@ func (h *house) withoutRole(names ...string) {
 	for _, name := range names {
 		p = strings.Replace(p, "{name: "+name+"}, ", "", 1)
 	}
-	if _, err := h.catalog.Load(h.tb.Context(), broker.Caller{}, files(strings.Join(docs, "---")+"---"+p)); err != nil {
+	if _, err := h.catalog.Apply(h.tb.Context(), broker.Caller{}, broker.Apply{
+		Files: files(strings.Join(docs, "---") + "---" + p), Prune: true,
+	}); err != nil {
 		h.tb.Error(err)
 	}
 }

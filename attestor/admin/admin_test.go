@@ -67,6 +67,39 @@ func TestOverlapping(t *testing.T) {
 	}
 }
 
+// TestCurrent: who is removed has no role from the next question on, and whoever waits is told.
+func TestCurrent(t *testing.T) {
+	t.Parallel()
+	roles := func(pattern string) *admin.Roles {
+		r, err := admin.New(rule(t, pattern, attestor.RoleAdmin))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	alice := attestor.Identity{ID: spiffeid.RequireFromString("spiffe://example.org/ops/alice"), Method: attestor.MethodX509}
+	bob := attestor.Identity{ID: spiffeid.RequireFromString("spiffe://example.org/ops/bob"), Method: attestor.MethodX509}
+	current := admin.NewCurrent(roles(alice.ID.String()))
+	changed := current.Changed()
+	if _, ok := current.Of(alice); !ok {
+		t.Error("alice has no role")
+	}
+	select {
+	case <-changed:
+		t.Error("told of a change before there was one")
+	default:
+	}
+	current.Replace(roles(bob.ID.String()))
+	<-changed
+	_, was := current.Of(alice)
+	if _, is := current.Of(bob); was || !is {
+		t.Errorf("after the change alice has a role: %t, bob: %t", was, is)
+	}
+	if next := current.Changed(); next == changed {
+		t.Error("the next change would not be told")
+	}
+}
+
 func TestNewNamesAllFaults(t *testing.T) {
 	t.Parallel()
 	_, err := admin.New(

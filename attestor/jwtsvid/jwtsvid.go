@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -31,7 +32,7 @@ const (
 // Attestor attests JWT-SVIDs. It is safe for concurrent use.
 type Attestor struct {
 	bundles  jwtbundle.Source
-	domains  attestor.Domains
+	domains  atomic.Pointer[attestor.Domains]
 	audience string
 }
 
@@ -41,8 +42,13 @@ func New(bundles jwtbundle.Source, domains attestor.Domains, audience string) (*
 	if audience == "" {
 		return nil, errors.New("jwt-svid: the audience is missing; without one, a token for anybody would do")
 	}
-	return &Attestor{bundles: bundles, domains: domains, audience: audience}, nil
+	a := &Attestor{bundles: bundles, audience: audience}
+	a.SetDomains(domains)
+	return a, nil
 }
+
+// SetDomains changes which trust domains are accepted, from the next call on.
+func (a *Attestor) SetDomains(domains attestor.Domains) { a.domains.Store(&domains) }
 
 // Attest returns the identity that the token proves now.
 func (a *Attestor) Attest(_ context.Context, e attestor.Evidence) (attestor.Identity, error) {
@@ -77,7 +83,7 @@ func (a *Attestor) read(token string, now time.Time) (attestor.Identity, error) 
 	if err != nil || id.Path() == "" {
 		return attestor.Identity{}, attestor.Refuse(attestor.ErrInvalid, "the JWT-SVID's subject is no SPIFFE ID of a workload", err)
 	}
-	if err = a.domains.Check(id.TrustDomain()); err != nil {
+	if err = a.domains.Load().Check(id.TrustDomain()); err != nil {
 		return attestor.Identity{}, err
 	}
 	if !slices.Contains(claims.Audience, a.audience) {

@@ -64,8 +64,8 @@ func OpenFiles(config Files) (*FileSource, error) {
 	return &FileSource{Source: f.source, files: f}, nil
 }
 
-// Reload reads the files now, as on SIGHUP. On an error the old material stays.
-func (s *FileSource) Reload() error { return s.files.load() }
+// Read reads the files now, as on SIGHUP, and returns what they hold for Replace.
+func (s *FileSource) Read() (Material, error) { return s.files.read() }
 
 // files is the feed of a source from files.
 type files struct {
@@ -75,26 +75,35 @@ type files struct {
 
 // load reads everything and takes all of it or nothing.
 func (f *files) load() error {
+	material, err := f.read()
+	if err != nil {
+		return err
+	}
+	return f.source.Replace(material)
+}
+
+// read reads everything and takes nothing.
+func (f *files) read() (Material, error) {
 	svid, err := x509svid.Load(f.config.Cert, f.config.Key)
 	if err != nil {
-		return fmt.Errorf("read svid %s: %w", f.config.Cert, err)
+		return Material{}, fmt.Errorf("read svid %s: %w", f.config.Cert, err)
 	}
 	material := Material{SVID: svid, X509: x509bundle.NewSet(), JWT: jwtbundle.NewSet()}
 	for td, path := range f.config.Bundles {
 		b, err := x509bundle.Load(td, path)
 		if err != nil {
-			return fmt.Errorf("read bundle %s: %w", path, err)
+			return Material{}, fmt.Errorf("read bundle %s: %w", path, err)
 		}
 		material.X509.Add(b)
 	}
 	for td, path := range f.config.JWTBundles {
 		b, err := jwtbundle.Load(td, path)
 		if err != nil {
-			return fmt.Errorf("read bundle %s: %w", path, err)
+			return Material{}, fmt.Errorf("read bundle %s: %w", path, err)
 		}
 		material.JWT.Add(b)
 	}
-	return f.source.Replace(material)
+	return material, nil
 }
 
 // run looks at the content of the files, not at their times, which a symlink swap does not change.

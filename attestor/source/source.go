@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,12 +46,12 @@ type Material struct {
 // Source holds the present material and says when the bundles change. It implements the go-spiffe sources for
 // X.509-SVIDs, X.509 bundles, JWT bundles and JWT-SVIDs. It is safe for concurrent use; reading takes no lock.
 type Source struct {
-	trust   []spiffeid.TrustDomain // accepted besides that of the own SVID
 	feed    feed
 	current atomic.Pointer[state]
 	fault   atomic.Pointer[error] // why the last update failed; nil after one that worked
 
-	mu sync.Mutex // serialises Replace
+	mu    sync.Mutex             // serialises Replace and SetTrust, and guards what follows
+	trust []spiffeid.TrustDomain // accepted besides that of the own SVID
 }
 
 // feed is what keeps a source up to date.
@@ -62,7 +63,9 @@ type feed interface {
 
 // state is one immutable snapshot.
 type state struct {
-	svid       *x509svid.SVID
+	svid *x509svid.SVID
+	// offered is everything that was handed over; x509 and jwt are what is accepted of it.
+	offered    bundles
 	x509       map[spiffeid.TrustDomain]*x509bundle.Bundle
 	jwt        map[spiffeid.TrustDomain]*jwtbundle.Bundle
 	generation uint64        // counts changes of the bundles
@@ -94,13 +97,33 @@ func (s *Source) Replace(m Material) error {
 	if m.SVID == nil {
 		return fmt.Errorf("%w: no x509-svid", ErrNoIdentity)
 	}
-	next := &state{svid: m.SVID, x509: old.x509, jwt: old.jwt, generation: old.generation, changed: old.changed}
-	accepted := append([]spiffeid.TrustDomain{m.SVID.ID.TrustDomain()}, s.trust...)
+	offered := old.offered
 	if m.X509 != nil {
-		next.x509 = pick(accepted, m.X509.Get)
+		offered.x509 = clone(m.X509.Bundles(), (*x509bundle.Bundle).TrustDomain)
 	}
 	if m.JWT != nil {
-		next.jwt = pick(accepted, m.JWT.Get)
+		offered.jwt = clone(m.JWT.Bundles(), (*jwtbundle.Bundle).TrustDomain)
+	}
+	s.accept(old, m.SVID, offered)
+	return nil
+}
+
+// SetTrust makes these the trust domains that are accepted besides that of the own SVID. Who was verified by the bundle of
+// another is dropped, as when a root leaves its bundle.
+func (s *Source) SetTrust(trust ...spiffeid.TrustDomain) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trust = slices.Clone(trust)
+	old := s.current.Load()
+	s.accept(old, old.svid, old.offered)
+}
+
+// accept puts what is accepted of the offered bundles in force. The caller holds mu.
+func (s *Source) accept(old *state, svid *x509svid.SVID, offered bundles) {
+	accepted := append([]spiffeid.TrustDomain{svid.ID.TrustDomain()}, s.trust...)
+	next := &state{
+		svid: svid, offered: offered, x509: pick(accepted, offered.x509), jwt: pick(accepted, offered.jwt),
+		generation: old.generation, changed: old.changed,
 	}
 	same := equal(old.x509, next.x509) && equal(old.jwt, next.jwt)
 	if !same {
@@ -111,7 +134,12 @@ func (s *Source) Replace(m Material) error {
 	if !same {
 		close(old.changed)
 	}
-	return nil
+}
+
+// bundles are the bundles of any trust domain.
+type bundles struct {
+	x509 map[spiffeid.TrustDomain]*x509bundle.Bundle
+	jwt  map[spiffeid.TrustDomain]*jwtbundle.Bundle
 }
 
 // bundle is what the two kinds of bundles have in common.
@@ -120,12 +148,21 @@ type bundle[B any] interface {
 	Equal(other B) bool
 }
 
-// pick copies the bundles of the accepted trust domains.
-func pick[B bundle[B]](accepted []spiffeid.TrustDomain, get func(spiffeid.TrustDomain) (B, bool)) map[spiffeid.TrustDomain]B {
+// clone copies bundles, so that nobody else changes them.
+func clone[B bundle[B]](all []B, of func(B) spiffeid.TrustDomain) map[spiffeid.TrustDomain]B {
+	copied := make(map[spiffeid.TrustDomain]B, len(all))
+	for _, b := range all {
+		copied[of(b)] = b.Clone()
+	}
+	return copied
+}
+
+// pick keeps the bundles of the accepted trust domains.
+func pick[B bundle[B]](accepted []spiffeid.TrustDomain, offered map[spiffeid.TrustDomain]B) map[spiffeid.TrustDomain]B {
 	kept := make(map[spiffeid.TrustDomain]B, len(accepted))
 	for _, td := range accepted {
-		if b, ok := get(td); ok {
-			kept[td] = b.Clone()
+		if b, ok := offered[td]; ok {
+			kept[td] = b
 		}
 	}
 	return kept
@@ -180,11 +217,14 @@ func (s *Source) FetchJWTSVID(ctx context.Context, params jwtsvid.Params) (*jwts
 	return s.feed.fetchJWT(ctx, params)
 }
 
-// Authorities returns the X.509 authorities of all accepted trust domains, for those who look at them as a whole:
-// expiry metrics, and the check that no development CA is among them.
-func (s *Source) Authorities() []*x509.Certificate {
+// Authorities returns the X.509 authorities of all accepted trust domains and of more, as far as they were handed over, for
+// those who look at them as a whole: expiry metrics, and the check that no development CA is among them.
+func (s *Source) Authorities(more ...spiffeid.TrustDomain) []*x509.Certificate {
+	now := s.current.Load()
+	picked := pick(more, now.offered.x509)
+	maps.Copy(picked, now.x509)
 	var all []*x509.Certificate
-	for _, b := range s.current.Load().x509 {
+	for _, b := range picked {
 		all = append(all, b.X509Authorities()...)
 	}
 	return all

@@ -28,6 +28,7 @@ type server struct {
 	creds    *x509svid.Credentials
 	refused  chan error
 	listener *bufconn.Listener
+	attestor *x509svid.Attestor
 }
 
 // attesting returns options that attest every call as the broker does.
@@ -84,6 +85,7 @@ func startServer(t *testing.T, choose func(*server, *x509svid.Attestor) credenti
 		refused: make(chan error, 16), listener: bufconn.Listen(1 << 20),
 	}
 	a := x509svid.New(s.source, attestortest.Domains(t, d))
+	s.attestor = a
 	s.creds = a.Credentials(func(_ net.Addr, err error) { s.refused <- err })
 	srv := grpc.NewServer(append(attesting(a), grpc.Creds(choose(s, a)))...)
 	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -38,7 +39,7 @@ const cacheSize = 16384
 // Attestor attests X.509-SVIDs. It is safe for concurrent use.
 type Attestor struct {
 	source  Source
-	domains attestor.Domains
+	domains atomic.Pointer[attestor.Domains]
 
 	mu         sync.RWMutex // guards what follows
 	generation uint64
@@ -53,8 +54,14 @@ type verdict struct {
 
 // New returns an attestor that accepts the trust domains of domains and verifies against source.
 func New(source Source, domains attestor.Domains) *Attestor {
-	return &Attestor{source: source, domains: domains, verified: make(map[*x509.Certificate]verdict)}
+	a := &Attestor{source: source, verified: make(map[*x509.Certificate]verdict)}
+	a.SetDomains(domains)
+	return a
 }
+
+// SetDomains changes which trust domains are accepted. What was verified before holds until the bundles change, so change
+// those that the source hands out after this.
+func (a *Attestor) SetDomains(domains attestor.Domains) { a.domains.Store(&domains) }
 
 // Attest returns the identity of the connection's peer, verified against the present bundle. It costs about a
 // microsecond while the bundles stay the same.
@@ -97,7 +104,7 @@ func (a *Attestor) verify(chain []*x509.Certificate, now time.Time) (verdict, er
 	if id.Path() == "" {
 		return verdict{}, attestor.Refuse(attestor.ErrInvalid, fmt.Sprintf("%s names a trust domain, not a workload", id), nil)
 	}
-	if domainErr := a.domains.Check(id.TrustDomain()); domainErr != nil {
+	if domainErr := a.domains.Load().Check(id.TrustDomain()); domainErr != nil {
 		return verdict{}, domainErr
 	}
 	if timeErr := attestor.CheckValidity(leaf.NotBefore, leaf.NotAfter, now); timeErr != nil {

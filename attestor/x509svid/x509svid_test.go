@@ -229,6 +229,49 @@ func TestRemovedRootCuts(t *testing.T) {
 	})
 }
 
+// TestRemovedTrustDomain: peers of a trust domain are accepted from when it is taken into the configuration, and cut at the
+// moment when it is taken out; those of the own one notice nothing.
+func TestRemovedTrustDomain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t)
+		friend := attestortest.NewDomain(t, "friend.org", 0)
+		offered := attestortest.Material(t, s.domain, devdomain.X509Request{ID: s.source.ID(), DNSNames: []string{"localhost"}}, friend)
+		if err := s.source.Replace(offered); err != nil {
+			t.Fatal(err)
+		}
+		own, foreign := s.dial(t, s.domain, devdomain.X509Request{}), s.dial(t, friend, devdomain.X509Request{})
+		if err := check(t, own); err != nil {
+			t.Fatal(err)
+		}
+		if err := check(t, foreign); err == nil {
+			t.Fatal("a trust domain that is not configured is accepted")
+		}
+		s.attestor.SetDomains(attestortest.Domains(t, s.domain, friend))
+		s.source.SetTrust(friend.TrustDomain())
+		foreign = s.dial(t, friend, devdomain.X509Request{})
+		stream, err := foreign.Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatalf("after it was configured: %v", err)
+		}
+		removed := time.Now()
+		s.attestor.SetDomains(attestortest.Domains(t, s.domain))
+		s.source.SetTrust()
+		if _, err = stream.Recv(); status.Code(err) != codes.Unavailable || time.Since(removed) != 0 {
+			t.Errorf("the stream ended %s after its trust domain was removed, with %v", time.Since(removed), err)
+		}
+		if err = check(t, foreign); err == nil {
+			t.Error("an SVID of the removed trust domain is still served")
+		}
+		if err = check(t, own); err != nil {
+			t.Errorf("the own trust domain: %v", err)
+		}
+	})
+}
+
 func TestHandshakeRefuses(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)

@@ -81,7 +81,7 @@ func (h *House) serve(tb testing.TB, cfg Config, admins *admin.Roles) {
 		tb.Fatalf("make jwt attestor: %v", err)
 	}
 	h.Server, err = server.New(server.Config{
-		Broker: h.Broker, Ledger: h.Ledger, Reconciler: h.Reconciler, Admins: admins, Limits: cfg.Limits, Observer: noObserver{}, Logger: cfg.Logger,
+		Broker: h.Broker, Ledger: h.Ledger, Reconciler: h.Reconciler, Admins: admin.NewCurrent(admins), Limits: cfg.Limits, Observer: noObserver{}, Logger: cfg.Logger,
 		VerifierKey: h.Key.Text, Version: Version, ServerID: h.ServerID().String(), Reflect: cfg.Reflect,
 		Endpoints: []server.Endpoint{
 			{Name: "grpc", Listener: h.endpoints.mtls, Credentials: mtls, Attestor: certified, Changed: h.Source.Changed, MaxMessage: 1 << 20},

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/stint-dev/stint/attestor"
@@ -59,6 +60,18 @@ type Document struct {
 
 // ID returns the resource's name: "roles/orders-db-read".
 func (d Document) ID() string { return d.Kind.Collection() + "/" + d.Name }
+
+// Stored returns a document as it was stored under its ID, "roles/orders-db-read".
+func Stored(id, yaml, source string) Document {
+	collection, name, _ := strings.Cut(id, "/")
+	d := Document{Name: name, YAML: yaml, Source: source}
+	for _, k := range []Kind{KindRole, KindProfile, KindPolicy} {
+		if k.Collection() == collection {
+			d.Kind = k
+		}
+	}
+	return d
+}
 
 // ETag returns the SHA-256 of the document's text in lower-case hex.
 func (d Document) ETag() string {

@@ -20,6 +20,14 @@ type Set struct {
 	warnings []string
 }
 
+// Remember returns a set that was valid once, of documents as they were stored. It is for Diff alone: nothing of it is checked,
+// and it holds no roles, profiles or policies.
+func Remember(docs ...Document) Set {
+	docs = slices.Clone(docs)
+	slices.SortFunc(docs, func(a, b Document) int { return strings.Compare(a.ID(), b.ID()) })
+	return Set{docs: docs}
+}
+
 // Backends are the configured plugin instances by name, such as "vault/prod".
 type Backends map[string]plugins.Backend
 

@@ -43,14 +43,20 @@ func (s *Server) attest(ctx context.Context, c *call, next func(context.Context)
 		s.cfg.Broker.Refused(audit.Actor{ID: nobody, Method: c.endpoint.Name}, refusal.Reason)
 		return refusal
 	}
-	c.caller = broker.Caller{Identity: identity, Request: c.request}
-	if role, ok := s.cfg.Admins.Of(identity); ok && identity.Method != attestor.MethodJWT {
-		c.caller.Admin = role
-	}
+	c.caller = broker.Caller{Identity: identity, Request: c.request, Admin: s.administers(identity)}
 	return s.ending(context.WithValue(ctx, callerKey{}, c.caller), c, evidence, next)
 }
 
-// ending ends a stream when its caller's identity does, when its caller is suspended, and when the server stops. Unary calls are short.
+// administers returns the administration role of an identity, or "".
+func (s *Server) administers(id attestor.Identity) attestor.AdminRole {
+	if role, ok := s.cfg.Admins.Of(id); ok && id.Method != attestor.MethodJWT {
+		return role
+	}
+	return ""
+}
+
+// ending ends a stream when its caller's identity does, when its caller may no longer make the call, and when the server stops.
+// Unary calls are short.
 func (s *Server) ending(ctx context.Context, c *call, e attestor.Evidence, next func(context.Context) error) error {
 	if !c.stream {
 		return next(ctx)
@@ -71,26 +77,29 @@ func (s *Server) ending(ctx context.Context, c *call, e attestor.Evidence, next 
 }
 
 // guard attests the caller of a stream again at its end, at every change of what it was verified against, and now and then.
-// It also ends the streams of an agent that is suspended.
+// It also ends the streams of an agent that is suspended, and of who is no longer the administrator that the call is for.
 func (s *Server) guard(ctx context.Context, c *call, e attestor.Evidence, end context.CancelCauseFunc) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		changed, agents := c.endpoint.changed(), s.cfg.Broker.AgentsChanged()
+		changed, agents, admins := c.endpoint.changed(), s.cfg.Broker.AgentsChanged(), s.cfg.Admins.Changed()
 		if !c.caller.Identity.IsZero() {
 			if _, err := c.endpoint.Attestor.Attest(ctx, e); err != nil {
 				end(refusalOf(err))
 				return
 			}
 		}
-		if err := s.cfg.Broker.Admits(c.caller); err != nil && !c.rule.open {
-			end(err)
+		again := call{rule: c.rule, caller: c.caller}
+		again.caller.Admin = s.administers(c.caller.Identity)
+		if refusal := s.refused(&again); refusal != nil {
+			end(refusal)
 			return
 		}
 		timer.Reset(untilNext(c.caller.Identity, time.Now()))
 		select {
 		case <-changed:
 		case <-agents:
+		case <-admins:
 		case <-timer.C:
 		case <-s.stopping:
 			end(fault.New(fault.ShuttingDown, "the broker is stopping; connect again").Retry(attestRetry))

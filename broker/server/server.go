@@ -31,6 +31,8 @@ import (
 type Admins interface {
 	// Of returns the administration role of an identity; false if it has none. It MUST return none for a JWT-SVID.
 	Of(id attestor.Identity) (attestor.AdminRole, bool)
+	// Changed returns a channel that is closed when roles next change: open streams are then held against them again.
+	Changed() <-chan struct{}
 }
 
 // Observer measures calls. Its method must not block.

@@ -178,5 +178,5 @@ func (l *Loop) tell(ctx context.Context, name string, now time.Time) error {
 
 // overdue reports whether the end of a lease was asked for so long ago that it is stuck.
 func (l *Loop) overdue(from lease.Lease, now time.Time) bool {
-	return from.AskedAt.Before(now.Add(-l.cfg.StuckAfter))
+	return from.AskedAt.Before(now.Add(-time.Duration(l.stuckAfter.Load())))
 }

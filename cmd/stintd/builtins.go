@@ -96,6 +96,12 @@ func named(name string, err error) []error {
 	return []error{fmt.Errorf("%s: %w", name, err)}
 }
 
+// keepsState says whether a backend has state on disk that only one instance may write: an embedded CA's CRL.
+func keepsState(block config.Backend) bool {
+	var b stepcaBlock
+	return block.Type == "stepca" && config.DecodeBackend(block, &b) == nil && stepca.Mode(b.Mode) != stepca.Remote
+}
+
 // needsIdentity says whether a backend can be asked only with the daemon's own SVID.
 func needsIdentity(block config.Backend) bool {
 	var v vaultBlock

@@ -171,7 +171,7 @@ func inspectIdentity(ctx context.Context, cfg *config.Config, file string) (*sou
 		return nil, faultsOf("identity", err)
 	}
 	var found []plugins.Finding
-	if err = refuseDevelopmentCA(src); err != nil {
+	if err = refuseDevelopmentCA(src.Authorities()); err != nil {
 		found = append(found, faultsOf("identity", err)...)
 	}
 	svid, err := src.GetX509SVID()

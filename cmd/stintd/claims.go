@@ -11,9 +11,6 @@ import (
 	"github.com/stint-dev/stint/broker/ledger"
 )
 
-// claimPage is how many leases are looked at in one reading.
-const claimPage = 1000
-
 // releaseClaims frees the leases that an earlier process was ending when it was killed. The lock on the data directory says
 // that nobody else works on this ledger; without this, those credentials would stay usable until the claims run out.
 func (h *house) releaseClaims(ctx context.Context) error {
@@ -42,28 +39,10 @@ func (h *house) releaseClaims(ctx context.Context) error {
 // heldClaims returns the leases with a claim that still holds.
 func (h *house) heldClaims(ctx context.Context, now time.Time) ([]lease.Lease, error) {
 	var held []lease.Lease
-	err := h.ledger.View(ctx, func(r ledger.Reader) error {
-		filter := ledger.LeaseFilter{
-			States: []lease.State{lease.Intent, lease.Active, lease.Revoking, lease.Lapsing}, Limit: claimPage,
-		}
-		for {
-			page, err := r.ListLeases(filter)
-			if err != nil {
-				return err
-			}
-			for _, l := range page {
-				if l.ClaimUntil.After(now) {
-					held = append(held, l)
-				}
-			}
-			if len(page) < claimPage {
-				return nil
-			}
-			filter.Before = page[len(page)-1].ID
+	err := h.eachLease(ctx, openStates(), func(l lease.Lease) {
+		if l.ClaimUntil.After(now) {
+			held = append(held, l)
 		}
 	})
-	if err != nil {
-		return nil, fmt.Errorf("read claims: %w", err)
-	}
-	return held, nil
+	return held, err
 }

@@ -78,7 +78,7 @@ type devBroker struct {
 func openDev(ctx context.Context, o devOptions) (*devBroker, error) {
 	d := &devBroker{options: o}
 	var err error
-	if d.logger, err = newLogger(config.Log{Level: o.logLevel, Format: "console"}); err != nil {
+	if d.logger, _, err = newLogger(config.Log{Level: o.logLevel, Format: "console"}); err != nil {
 		return nil, err
 	}
 	if err = d.makeDir(); err != nil {

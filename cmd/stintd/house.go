@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stint-dev/stint/attestor"
 	"github.com/stint-dev/stint/attestor/admin"
 	"github.com/stint-dev/stint/attestor/source"
 	"github.com/stint-dev/stint/attestor/x509svid"
@@ -25,7 +26,6 @@ import (
 	"github.com/stint-dev/stint/broker/status"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/broker/teardown"
-	"github.com/stint-dev/stint/plugins"
 )
 
 // drainTimeout is how long stopping waits for issues in flight: an issue, its commit, and some room.
@@ -40,7 +40,9 @@ type blueprint struct {
 	source   *source.Source // the daemon's own SVID and the bundles
 	keys     audit.Key
 	backends *instance.Snapshot // at the start; the catalog says which are in force
+	texts    map[string]string  // what each was made from, where it may change
 	logger   *zap.Logger
+	level    zap.AtomicLevel // the logger's, where it may change
 	// endTasks makes stopping end every task first, as a development broker does.
 	endTasks bool
 }
@@ -51,7 +53,8 @@ type house struct {
 	store    *sqlite.Store
 	ledger   *ledger.Ledger
 	exporter *audit.Exporter
-	admins   *admin.Roles
+	admins   *admin.Current
+	opened   map[string]*opened // the backends in force, by name
 	metrics  *status.Metrics
 
 	// These need the ledger to run, and are made by serve.
@@ -62,9 +65,18 @@ type house struct {
 	server     *server.Server
 	status     *status.Server
 	guard      *x509svid.Credentials
+	accepting  []accepting
+	missing    map[string]int // leases of backends that are not configured, as they were at the start
+	// goes runs something until it is stopped or the ground gives way.
+	goes func(what string, run func(context.Context) error) (stop context.CancelFunc)
 
 	stopping atomic.Bool
 	left     int // tasks that stayed open when the house stopped
+}
+
+// accepting is an attestor, which is told when the trust domains that it may accept change.
+type accepting interface {
+	SetDomains(domains attestor.Domains)
 }
 
 // build opens the ledger. Nothing runs yet.
@@ -87,7 +99,10 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 	if err != nil {
 		return nil, errors.Join(err, store.Close())
 	}
-	return &house{blueprint: b, store: store, ledger: l, admins: admins, metrics: metrics}, nil
+	return &house{
+		blueprint: b, store: store, ledger: l, admins: admin.NewCurrent(admins), metrics: metrics,
+		opened: openedBackends(b.cfg, b.backends, b.texts),
+	}, nil
 }
 
 func adminRoles(cfg *config.Config) (*admin.Roles, error) {
@@ -106,15 +121,18 @@ func (h *house) run(ctx context.Context, ready func(context.Context) error) erro
 	ground, groundCtx := errgroup.WithContext(base)
 	ground.Go(func() error { return h.ledger.Run(groundCtx) })
 	ground.Go(func() error { return h.source.Run(groundCtx) })
-	for _, in := range h.backends.All() {
-		if r, ok := in.Backend.(plugins.Runner); ok {
-			ground.Go(func() error {
-				if err := r.Run(groundCtx); err != nil {
-					return fmt.Errorf("backend %s: %w", in.Name, err)
-				}
-				return nil
-			})
-		}
+	h.goes = func(what string, run func(context.Context) error) context.CancelFunc {
+		runCtx, stop := context.WithCancel(groundCtx)
+		ground.Go(func() error {
+			if err := run(runCtx); err != nil {
+				return fmt.Errorf("%s: %w", what, err)
+			}
+			return nil
+		})
+		return stop
+	}
+	for name, o := range h.opened {
+		h.start(name, o)
 	}
 	// When the ground gives way, everything above it stops.
 	ctx, stop := context.WithCancel(ctx)
@@ -135,6 +153,9 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	if err := h.releaseClaims(ctx); err != nil {
 		return err
 	}
+	if err := h.faceMissing(ctx); err != nil {
+		return err
+	}
 	statusListener, err := listenTCP(ctx, h.cfg.Listen.HTTP)
 	if err != nil {
 		return err
@@ -151,9 +172,7 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	upper.Go(func() error { return h.reconciler.Run(upperCtx) })
 	upper.Go(func() error { return h.guard.Run(upperCtx) })
 	upper.Go(func() error { return h.status.Run(upperCtx, statusListener) })
-	if h.exporter != nil {
-		upper.Go(func() error { return h.exporter.Run(upperCtx) })
-	}
+	upper.Go(func() error { return h.exporter.Run(upperCtx) })
 	serverCtx, stopServer := context.WithCancel(upperCtx)
 	defer stopServer()
 	upper.Go(func() error { return h.server.Run(serverCtx) })
@@ -177,7 +196,7 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 // assemble makes catalog, broker, gRPC server and status server.
 func (h *house) assemble(ctx context.Context) error {
 	var err error
-	if h.catalog, err = broker.NewCatalog(ctx, h.ledger, broker.Terms{Backends: h.backends, Forbidden: h.admins.Overlapping}); err != nil {
+	if err = h.openCatalog(ctx); err != nil {
 		return err
 	}
 	if h.broker, err = broker.New(ctx, broker.Config{
@@ -189,9 +208,6 @@ func (h *house) assemble(ctx context.Context) error {
 		Ledger: h.ledger, Roles: func() []resource.Role { return h.catalog.Engine().Set().Roles() }, Backends: h.catalog.Backends,
 		Grace: broker.UnknownGrace, Every: h.cfg.Reconcile.Every, Meter: h.metrics, Logger: h.logger.Named("reconcile"),
 	})
-	if err = h.loadResources(ctx); err != nil {
-		return err
-	}
 	if err = h.openExporter(); err != nil {
 		return err
 	}
@@ -199,6 +215,29 @@ func (h *house) assemble(ctx context.Context) error {
 		return err
 	}
 	h.status, err = h.newStatus()
+	return err
+}
+
+// openCatalog puts in force the folder of resources, or without one what is stored.
+func (h *house) openCatalog(ctx context.Context) error {
+	admins, err := adminRoles(h.cfg)
+	if err != nil {
+		return err
+	}
+	terms := broker.Terms{Backends: h.backends, Forbidden: admins.Overlapping}
+	if h.cfg.Resources == "" {
+		h.catalog, err = broker.NewCatalog(ctx, h.ledger, terms)
+		return err
+	}
+	files, err := readResources(h.cfg.Resources)
+	if err != nil {
+		return err
+	}
+	var applied broker.Applied
+	h.catalog, applied, err = broker.LoadCatalog(ctx, h.ledger, broker.Renewal{Terms: terms, FromFiles: true, Files: files})
+	for _, warning := range applied.Warnings {
+		h.logger.Warn(warning)
+	}
 	return err
 }
 

@@ -60,6 +60,7 @@ func (h *house) newServer(ctx context.Context) (*server.Server, error) {
 func (h *house) endpoints(ctx context.Context, domains attestor.Domains) ([]server.Endpoint, error) {
 	limit := int(h.cfg.Limits.MaxMessage)
 	att := x509svid.New(h.source, domains)
+	h.accepting = append(h.accepting, att)
 	count := server.HandshakeRefused(h.broker, "grpc")
 	seldom := rate.Sometimes{First: 10, Interval: time.Second} // strangers must not fill the log
 	h.guard = att.Credentials(func(remote net.Addr, err error) {
@@ -101,6 +102,7 @@ func (h *house) jwtEndpoint(ctx context.Context, domains attestor.Domains, limit
 	if err != nil {
 		return server.Endpoint{}, err
 	}
+	h.accepting = append(h.accepting, att)
 	l, err := listenTCP(ctx, h.cfg.Listen.JWT)
 	return server.Endpoint{
 		Name: "jwt", Listener: l, Credentials: credentials.NewTLS(x509svid.TokenServerConfig(h.source)), Attestor: att,
@@ -135,7 +137,7 @@ func (h *house) parts() []status.Part {
 			parts = append(parts, status.Part{Name: "backend " + in.Name, Backend: in.Name, Check: p.Healthy})
 		}
 	}
-	return parts
+	return append(parts, h.missingParts()...)
 }
 
 // publishers are the backends of the moment that issue certificates.
@@ -189,11 +191,8 @@ func (h *house) snapshot(ctx context.Context) (status.Snapshot, error) {
 	return s, nil
 }
 
-// openExporter opens the copies of the audit log that are configured.
+// openExporter opens the copies of the audit log that are configured. Without any it waits for a reload.
 func (h *house) openExporter() error {
-	if h.cfg.Audit.File == "" && h.cfg.Audit.Checkpoints == "" {
-		return nil
-	}
 	var err error
 	h.exporter, err = audit.NewExporter(audit.ExportConfig{
 		Source: h.ledger, File: h.cfg.Audit.File, Checkpoints: h.cfg.Audit.Checkpoints, Logger: h.logger.Named("audit"),

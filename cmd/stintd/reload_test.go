@@ -1,7 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"maps"
 	"net"
+	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -9,55 +13,118 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/stint-dev/stint/broker/config"
 	"github.com/stint-dev/stint/plugins/servertest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
-// TestChangedKeys names what differs, and nothing for comments, white space and order.
-func TestChangedKeys(t *testing.T) {
+// TestBackendTexts: a backend is made anew when its block says something else or a file that it names does, and not for
+// comments, white space and order.
+func TestBackendTexts(t *testing.T) {
 	t.Parallel()
-	const old = `
+	file := t.TempDir() + "/token"
+	old := fmt.Sprintf(`
 data_dir  = "/a"
-resources = "/r"
-log { level = "info" }
-admins "spiffe://example.org/ops/*" { role = "admin" }
 backend "vault" "prod" {
   address = "https://a"
-  auth "jwt" { role = "stint" }
+  auth "token" { file = %q }
 }
-`
+backend "stepca" "internal" {}
+`, file)
+	object := fmt.Sprintf(`{"data_dir": "/a", "backend": {"vault": {"prod": {"address": "https://a", "auth": {"token": {"file": %q}}}},
+		"stepca": {"internal": {"max_ttl": "1h", "mode": "embedded"}}}}`, file)
+	list := fmt.Sprintf(`{"backend": [{"stepca": [{"internal": {"mode": "embedded", "max_ttl": "1h"}}]},
+		{"vault": {"prod": {"auth": {"token": {"file": %q}}, "address": "https://a"}}}], "data_dir": "/b"}`, file)
 	for name, tt := range map[string]struct {
-		file, old, fresh string
-		want             []string
+		file, old, fresh, token string
+		want                    []string
 	}{
-		"nothing":      {old: old, fresh: old},
-		"resources":    {old: old, fresh: strings.Replace(old, "/r", "/s", 1)},
-		"looks":        {old: old, fresh: "# said\nlog {\n level   =  \"info\" # so\n}\n" + strings.Replace(old, "log { level = \"info\" }\n", "", 1)},
-		"in a backend": {old: old, fresh: strings.Replace(old, `"stint"`, `"else"`, 1), want: []string{"backend vault prod"}},
-		"an administrator": {
-			old: old, fresh: strings.Replace(old, "ops/*", "ops/**", 1),
-			want: []string{"admins spiffe://example.org/ops/*", "admins spiffe://example.org/ops/**"},
-		},
-		"new and gone": {old: old, fresh: "limits {}\n" + strings.Replace(old, `data_dir  = "/a"`, "", 1), want: []string{"data_dir", "limits"}},
-		"JSON": {
-			file: "a.json", old: `{"data_dir": "/a", "log": {"level": "info"}, "limits": {}}`,
-			fresh: `{"log": {"level":"warn"}, "limits": {}, "data_dir":"/a"}`, want: []string{"log"},
-		},
+		"nothing":                    {old: old, fresh: old},
+		"looks":                      {old: old, fresh: "# said\n" + strings.Replace(old, "address = \"https://a\"", "\n\taddress   =   \"https://a\" # so", 1)},
+		"another key":                {old: old, fresh: strings.Replace(old, "/a", "/b", 1)},
+		"in a block of it":           {old: old, fresh: strings.Replace(old, "/token", "/else", 1), want: []string{"vault/prod"}},
+		"a file that it names":       {old: old, fresh: old, token: "rotated", want: []string{"vault/prod"}},
+		"new and gone":               {old: old, fresh: strings.Replace(old, "internal", "other", 1), want: []string{"stepca/internal", "stepca/other"}},
+		"JSON, in another order":     {file: "a.json", old: object, fresh: list},
+		"JSON":                       {file: "a.json", old: object, fresh: strings.Replace(list, "1h", "2h", 1), want: []string{"stepca/internal"}},
+		"JSON, a file that it names": {file: "a.json", old: object, fresh: list, token: "rotated", want: []string{"vault/prod"}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			before, err := topLevelOf(tt.file, []byte(tt.old))
-			if err != nil {
-				t.Fatal(err)
+		write(t, file, "token")
+		before, err := backendTexts(tt.file, []byte(tt.old))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, file, "token"+tt.token)
+		after, err := backendTexts(tt.file, []byte(tt.fresh))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var changed []string
+		for id := range after {
+			if before[id] != after[id] {
+				changed = append(changed, id)
 			}
-			after, err := topLevelOf(tt.file, []byte(tt.fresh))
-			if err != nil {
-				t.Fatal(err)
+		}
+		for id := range before {
+			if _, ok := after[id]; !ok {
+				changed = append(changed, id)
 			}
-			if diff := cmp.Diff(tt.want, after.changedSince(before)); diff != "" {
-				t.Error(diff)
+		}
+		slices.Sort(changed)
+		if diff := cmp.Diff(tt.want, changed); diff != "" || len(before) != 2 {
+			t.Errorf("%s: %s; %d backends", name, diff, len(before))
+		}
+	}
+}
+
+// TestFixedKeys: what takes a restart is named and stays as it was; the rest is taken.
+func TestFixedKeys(t *testing.T) {
+	t.Parallel()
+	was, fresh := config.Default(), config.Default()
+	fresh.DataDir, fresh.Limits.MaxMessage, fresh.Log.Format = "/elsewhere", config.MiB, "console"
+	fresh.Log.Level, fresh.Teardown.StuckAfter, fresh.Audit.File = "debug", time.Minute, "/elsewhere"
+	if diff := cmp.Diff([]string{"data_dir", "limits.max_message", "log.format"}, keepFixed(&fresh, &was)); diff != "" {
+		t.Error(diff)
+	}
+	want := config.Default()
+	want.Log.Level, want.Teardown.StuckAfter, want.Audit.File = "debug", time.Minute, "/elsewhere"
+	if !reflect.DeepEqual(fresh, want) {
+		t.Errorf("in force would be %+v", fresh)
+	}
+}
+
+// TestEveryKeyIsTakenOrFixed: a key is either put in force by SIGHUP or named as one that takes a restart, and the page of
+// the configuration says which.
+func TestEveryKeyIsTakenOrFixed(t *testing.T) {
+	t.Parallel()
+	fixed := fixedKeys(&config.Config{})
+	page := string(read(t, "../../docs/configuration.md"))
+	section := ""
+	for line := range strings.Lines(page) {
+		if name, ok := strings.CutPrefix(line, "## "); ok {
+			section = ""
+			if strings.HasPrefix(name, "`") {
+				section, _, _ = strings.Cut(strings.Trim(strings.Fields(name)[0], "`"), " ")
 			}
-		})
+		}
+		cells := strings.Split(line, "|")
+		if len(cells) < 5 || !strings.HasPrefix(strings.TrimSpace(cells[1]), "`") || section == "backend" {
+			continue
+		}
+		key := strings.Trim(strings.TrimSpace(cells[1]), "`")
+		if section != "" {
+			key = section + "." + key
+		}
+		_, restart := fixed[key]
+		want := map[bool]string{true: "restart", false: "SIGHUP"}[restart]
+		if got := strings.TrimSpace(cells[3]); !strings.HasPrefix(got, want) {
+			t.Errorf("%s: the page says %q, and it takes a %s", key, got, want)
+		}
+		delete(fixed, key)
+	}
+	delete(fixed, "ledger") // a label
+	if len(fixed) > 0 {
+		t.Errorf("keys that take a restart and are not on the page: %v", slices.Sorted(maps.Keys(fixed)))
 	}
 }
 
@@ -83,9 +150,8 @@ func TestHangupAndOtherKeys(t *testing.T) {
 	write(t, s.file("stint.hcl"), strings.Join(kept, "")+"\nlimits { handshake_timeout = \"9s\" }\n")
 	d.signal(t, syscall.SIGHUP)
 	d.says(t, `"msg":"reloaded"`)
-	d.says(t, `"key":"admins spiffe://example.org/ops/*"`)
-	d.says(t, `"key":"limits"`)
-	if log := d.log(t); strings.Contains(log, `"key":"data_dir"`) || strings.Contains(log, `"key":"resources"`) {
+	d.says(t, `"key":"limits.handshake_timeout"`)
+	if log := d.log(t); strings.Contains(log, `"key":"data_dir"`) || strings.Contains(log, `"key":"resources"`) || strings.Contains(log, `"key":"admins`) {
 		t.Errorf("a key is named that did not change, or takes no restart:\n%s", tail(log))
 	}
 	issue(t, declare(t, client, 5*time.Minute, certRole), certRole)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -29,8 +30,8 @@ func serveCommand() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run the broker",
 		Long: `Run the broker until SIGTERM. It then admits nothing more, finishes what is in flight, leaves open tasks open
-and says so; a second SIGTERM ends it at once. SIGHUP reads resources again and reopens the audit files; on an error the
-old stay in force. Other keys that changed are named in the log, and take a restart.`,
+and says so; a second SIGTERM ends it at once. SIGHUP takes the configuration and resources anew, all or nothing; on an
+error the old stay in force. Keys that changed and take a restart are named in the log.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), path) },
 	}
@@ -43,11 +44,11 @@ func serve(ctx context.Context, path string) error {
 	hangup := make(chan os.Signal, 1) // from the first moment on: unheard, SIGHUP would end the process
 	signal.Notify(hangup, syscall.SIGHUP)
 	defer signal.Stop(hangup)
-	cfg, keys, err := readConfig(path)
+	cfg, texts, err := readConfig(path)
 	if err != nil {
 		return err
 	}
-	logger, err := newLogger(cfg.Log)
+	logger, level, err := newLogger(cfg.Log)
 	if err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	if err = refuseDevelopmentCA(src); err != nil {
+	if err = refuseDevelopmentCA(src.Authorities()); err != nil {
 		return err
 	}
 	k, err := openKeys(cfg.Audit.KeyFile, cfg.Audit.Origin)
@@ -66,20 +67,24 @@ func serve(ctx context.Context, path string) error {
 	if len(faults) > 0 {
 		return errors.Join(faults...)
 	}
-	h, err := build(ctx, blueprint{cfg: cfg, source: src, keys: k, backends: inOrder(cfg, backends), logger: logger})
+	h, err := build(ctx, blueprint{
+		cfg: cfg, source: src, keys: k, backends: inOrder(cfg, backends), texts: texts, logger: logger, level: level,
+	})
 	if err != nil {
 		return err
 	}
 	return h.run(ctx, func(ctx context.Context) error {
 		logger.Info("ready", zap.String("version", version), zap.Stringer("id", src.ID()), zap.String("grpc", cfg.Listen.GRPC),
 			zap.String("http", cfg.Listen.HTTP), zap.Duration("took", time.Since(started)))
-		h.onHangup(ctx, reloader{path: path, started: keys, identity: identity, hangup: hangup})
+		h.onHangup(ctx, reloader{path: path, identity: identity, hangup: hangup})
 		return nil
 	})
 }
 
-// openIdentity opens where the daemon's own SVID comes from. reload reads files again, and does nothing for a Workload API.
-func openIdentity(ctx context.Context, cfg *config.Config, logger *zap.Logger) (*source.Source, func() error, error) {
+// openIdentity opens where the daemon's own SVID comes from, and returns what reads its files again; nil for a Workload API.
+func openIdentity(
+	ctx context.Context, cfg *config.Config, logger *zap.Logger,
+) (*source.Source, func() (source.Material, error), error) {
 	id := cfg.Identity
 	if id.WorkloadAPI != "" {
 		waitCtx, cancel := context.WithTimeout(ctx, identityTimeout)
@@ -88,7 +93,7 @@ func openIdentity(ctx context.Context, cfg *config.Config, logger *zap.Logger) (
 			Addr: id.WorkloadAPI, ID: id.SPIFFEID, Trust: id.TrustDomains, JWTBundles: cfg.Listen.JWT != "", Wait: true,
 			Logger: logger.Named("identity"),
 		})
-		return src, func() error { return nil }, err
+		return src, nil, err
 	}
 	own := id.SPIFFEID.TrustDomain()
 	if own.IsZero() && len(id.TrustDomains) > 0 {
@@ -100,12 +105,12 @@ func openIdentity(ctx context.Context, cfg *config.Config, logger *zap.Logger) (
 	if err != nil {
 		return nil, nil, err
 	}
-	return files.Source, files.Reload, nil
+	return files.Source, files.Read, nil
 }
 
 // refuseDevelopmentCA keeps keys that lie unencrypted in somebody's checkout from being trusted in production.
-func refuseDevelopmentCA(src *source.Source) error {
-	for _, cert := range src.Authorities() {
+func refuseDevelopmentCA(authorities []*x509.Certificate) error {
+	for _, cert := range authorities {
 		if devdomain.Is(cert) {
 			return fmt.Errorf("the bundle holds a development CA (%s), which `stintd dev` made; serve refuses it", cert.Subject)
 		}
@@ -113,11 +118,11 @@ func refuseDevelopmentCA(src *source.Source) error {
 	return nil
 }
 
-// newLogger writes to standard error.
-func newLogger(cfg config.Log) (*zap.Logger, error) {
+// newLogger writes to standard error, and returns the handle of its level too.
+func newLogger(cfg config.Log) (*zap.Logger, zap.AtomicLevel, error) {
 	level, err := zapcore.ParseLevel(cfg.Level)
 	if err != nil {
-		return nil, fmt.Errorf("log level: %w", err)
+		return nil, zap.AtomicLevel{}, fmt.Errorf("log level: %w", err)
 	}
 	z := zap.NewProductionConfig()
 	z.Level, z.Encoding, z.DisableStacktrace, z.Sampling = zap.NewAtomicLevelAt(level), cfg.Format, true, nil
@@ -125,5 +130,6 @@ func newLogger(cfg config.Log) (*zap.Logger, error) {
 	if strings.EqualFold(cfg.Format, "console") {
 		z.EncoderConfig = zap.NewDevelopmentEncoderConfig()
 	}
-	return z.Build()
+	logger, err := z.Build()
+	return logger, z.Level, err
 }
