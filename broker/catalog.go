@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -226,8 +227,12 @@ func (t Terms) prospect(stored, set resource.Set, problems []resource.Problem) (
 	if err != nil {
 		return step{}, err
 	}
+	warnings := slices.Clone(set.Warnings())
+	for _, w := range next.engine.Warnings() {
+		warnings = append(warnings, w.String())
+	}
 	return step{next: next, out: Applied{
-		Changes: resource.Diff(stored, set), Warnings: append(set.Warnings(), next.engine.Warnings()...), PolicySet: next.engine.Hash(),
+		Changes: resource.Diff(stored, set), Warnings: warnings, PolicySet: next.engine.Hash(),
 	}}, nil
 }
 

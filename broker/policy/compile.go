@@ -52,7 +52,7 @@ func compile(set resource.Set, schema string) (*Engine, []resource.Problem) {
 	for _, p := range set.Profiles() {
 		e.parents[p.Name] = cedar.NewEntityUIDSet(profileUID(p.Name))
 	}
-	e.warnings = slices.Concat(c.warnings, unreachable(set, c.statements))
+	e.warnings = slices.Concat(c.warnings, unreachable(set, e.statements, c.entities))
 	return e, nil
 }
 
@@ -74,7 +74,7 @@ type compiler struct {
 	entities   cedar.EntityMap
 	statements []statement
 	problems   []resource.Problem
-	warnings   []string
+	warnings   []Warning
 }
 
 func (c *compiler) keep(st statement) { c.statements = append(c.statements, st) }
@@ -120,7 +120,9 @@ func (c *compiler) checkNames(at resource.Position, id string, tree *ast.Policy)
 				c.problem(at, "%s: %s is not a SPIFFE ID: %s", id, uid, err)
 			}
 		case uid.Type == typeBackend:
-			c.warnings = append(c.warnings, resource.Problem{At: at, Message: fmt.Sprintf("%s: no role uses backend %s", id, uid.ID)}.String())
+			c.warnings = append(c.warnings, Warning{
+				Problem: resource.Problem{At: at, Message: fmt.Sprintf("%s: no role uses backend %s", id, uid.ID)}, Kind: UnusedBackend,
+			})
 		case uid.Type == typeRole, uid.Type == typeProfile:
 			c.problem(at, "%s: there is no %s %q", id, strings.ToLower(strings.TrimPrefix(string(uid.Type), "Stint::")), uid.ID)
 		}
@@ -151,38 +153,6 @@ func named(p *ast.Policy) []cedar.EntityUID {
 		})
 	}
 	return out
-}
-
-// unreachable warns about roles that no agent can ever be granted.
-func unreachable(set resource.Set, statements []statement) []string {
-	var out []string
-	for _, r := range set.Roles() {
-		var profiles []string
-		for _, p := range set.Profiles() {
-			if _, ok := p.Role(r.Name); ok {
-				profiles = append(profiles, p.Name)
-			}
-		}
-		switch {
-		case len(profiles) == 0:
-			out = append(out, resource.Problem{At: r.At, Message: "no profile lists role " + r.Name}.String())
-		case !slices.ContainsFunc(statements, func(st statement) bool { return st.mayPermit(r, profiles) }):
-			out = append(out, resource.Problem{At: r.At, Message: "no policy can ever permit role " + r.Name}.String())
-		}
-	}
-	return out
-}
-
-// mayPermit reports whether the statement is a permit whose scope holds the role for an agent of one of the profiles.
-func (st statement) mayPermit(r resource.Role, profiles []string) bool {
-	if st.policy.Effect() != cedar.Permit {
-		return false
-	}
-	b := scopeOf((*ast.Policy)(st.policy.AST()))
-	if !b.profile.IsZero() && !slices.Contains(profiles, string(b.profile.ID)) {
-		return false
-	}
-	return b.resource.IsZero() || b.resource == roleUID(r.Name) || b.resource == backendUID(r.Backend)
 }
 
 var parsePosition = regexp.MustCompile(`<input>:(\d+):\d+ ?`)

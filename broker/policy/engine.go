@@ -14,7 +14,7 @@ import (
 type Engine struct {
 	set        resource.Set
 	hash       string
-	warnings   []string
+	warnings   []Warning
 	profiles   profiles
 	entities   cedar.EntityMap
 	statements sliced
@@ -32,7 +32,7 @@ func (e *Engine) Set() resource.Set { return e.set }
 
 // Warnings returns what is valid but likely not meant, such as a role that no policy can ever permit. Those of the set
 // come beside them.
-func (e *Engine) Warnings() []string { return e.warnings }
+func (e *Engine) Warnings() []Warning { return e.warnings }
 
 // ReadsHeld reports whether any policy reads context.held, so that callers need not look up what nobody asks for.
 func (e *Engine) ReadsHeld() bool { return e.reads.whole || e.reads.context["held"] }

@@ -86,9 +86,9 @@ func TestCompileRefuses(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	warnings := func(permit resource.Permit, text string) string {
-		return strings.Join(compile(t, permit, map[string]string{"p": text}).Warnings(), "\n")
+		return strings.Join(said(compile(t, permit, map[string]string{"p": text})), "\n")
 	}
-	const never = "fixture.yaml:13: no policy can ever permit role ledger-api"
+	const never = "fixture.yaml:59: no policy can ever permit role ledger-api for profile invoice-agent"
 	const all = `permit (principal, action, resource);`
 	equal(t, "ceiling", warnings(resource.PermitCeiling, all), "")
 	equal(t, "all", warnings(resource.PermitNone, all), "")
@@ -100,7 +100,9 @@ func TestWarnings(t *testing.T) {
 		equal(t, text, warnings(resource.PermitNone, text), never)
 	}
 	equal(t, "forbid", warnings(resource.PermitNone, `forbid (principal, action, resource);`),
-		never+"\nfixture.yaml:2: no policy can ever permit role orders-db-read")
+		never+"\nfixture.yaml:58: no policy can ever permit role orders-db-read for profile invoice-agent"+
+			"\nfixture.yaml:45: no policy can ever permit role payroll-db for profile other: always forbidden by policy/p"+
+			"\nfixture.yaml:45: no policy can ever permit role static-key for profile other: always forbidden by policy/p")
 	equal(t, "backend", warnings(resource.PermitCeiling, `forbid (principal, action, resource in Stint::Backend::"vault/x");`),
 		"p.yaml:5: policy/p: no role uses backend vault/x")
 	set, problems := resource.Parse([]resource.File{{Name: "r", YAML: "apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: alone}\n" +
@@ -109,5 +111,5 @@ func TestWarnings(t *testing.T) {
 		t.Fatal(problems)
 	}
 	e, _ := policy.Compile(set)
-	equal(t, "unlisted", e.Warnings(), []string{"r:1: no profile lists role alone"})
+	equal(t, "unlisted", said(e), []string{"r:1: no profile lists role alone"})
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -205,8 +204,11 @@ func inspectResources(cfg *config.Config, backends map[string]plugins.Backend) (
 	if len(problems) == 0 {
 		var engine *policy.Engine
 		if engine, problems = policy.Compile(set); engine != nil {
-			for _, w := range slices.Concat(set.Warnings(), engine.Warnings()) {
-				found = append(found, resourceWarning(w))
+			for _, text := range set.Warnings() {
+				found = append(found, resourceWarning("resource-warning", text, "see docs/resources.md"))
+			}
+			for _, w := range engine.Warnings() {
+				found = append(found, policyWarning(w))
 			}
 		}
 	}
@@ -223,18 +225,23 @@ func inspectResources(cfg *config.Config, backends map[string]plugins.Backend) (
 	return set, found
 }
 
-// resourceWarning gives a warning about resources its code and its remedy.
-func resourceWarning(text string) plugins.Finding {
-	f := plugins.Finding{Severity: plugins.Weakens, Code: "resource-warning", Subject: "resources", Problem: text, Remedy: "see docs/resources.md"}
-	at, _, _ := strings.Cut(text, ": ")
-	role := text[strings.LastIndex(text, " ")+1:]
-	switch {
-	case strings.Contains(text, "no policy can ever permit role "):
-		f.Code = "role-never-permitted"
-		f.Remedy = fmt.Sprintf(`permit (principal, action == Stint::Action::"issue", resource == Stint::Role::%q); or permit: ceiling in its profile`, role)
-	case strings.Contains(text, "no profile lists role "):
-		f.Code = "role-unlisted"
-		f.Remedy = fmt.Sprintf("- {name: %s} under spec.roles of a profile, or remove the role at %s", role, at)
+func resourceWarning(code, problem, remedy string) plugins.Finding {
+	return plugins.Finding{Severity: plugins.Weakens, Code: code, Subject: "resources", Problem: problem, Remedy: remedy}
+}
+
+// policyWarning gives a warning about roles and policies its code and its remedy.
+func policyWarning(w policy.Warning) plugins.Finding {
+	switch w.Kind {
+	case policy.RoleUnlisted:
+		return resourceWarning("role-unlisted", w.String(),
+			fmt.Sprintf("- {name: %s} under spec.roles of a profile, or remove the role at %s", w.Role, w.At))
+	case policy.RoleNeverPermitted:
+		remedy := fmt.Sprintf(`permit (principal in Stint::Profile::%q, action == Stint::Action::"issue", resource == Stint::Role::%q);`, w.Profile, w.Role)
+		if len(w.Forbids) > 0 {
+			remedy = fmt.Sprintf("change %s, or take role %s out of profile %s at %s", strings.Join(w.Forbids, ", "), w.Role, w.Profile, w.At)
+		}
+		return resourceWarning("role-never-permitted", w.String(), remedy)
+	case policy.UnusedBackend:
 	}
-	return f
+	return resourceWarning("resource-warning", w.String(), "see docs/resources.md")
 }
