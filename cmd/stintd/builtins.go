@@ -225,12 +225,17 @@ func openStepCA(block config.Backend, s surroundings) (plugins.Backend, error) {
 	if cfg.Mode == stepca.Remote {
 		cfg.Remote, err = b.remote()
 	} else {
-		cfg.Embedded, err = b.embedded(filepath.Join(s.cfg.DataDir, "ca", block.Name))
+		cfg.Embedded, err = b.embedded(caDir(s.cfg, block))
 	}
 	if err != nil {
 		return nil, err
 	}
 	return stepca.New(cfg, s.logger)
+}
+
+// caDir is where an embedded CA keeps its key and its CRL.
+func caDir(cfg *config.Config, block config.Backend) string {
+	return filepath.Join(cfg.DataDir, "ca", block.Name)
 }
 
 func (b stepcaBlock) remote() (stepca.RemoteConfig, error) {

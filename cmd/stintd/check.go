@@ -36,6 +36,8 @@ type checkOptions struct {
 	timeout time.Duration
 	// progress takes what is said while something takes long.
 	progress io.Writer
+	// cas are the embedded CAs to try, with --probe.
+	cas heldCAs
 }
 
 func checkCommand() *cobra.Command {
@@ -107,13 +109,16 @@ func inspect(ctx context.Context, o checkOptions) []plugins.Finding {
 	return found
 }
 
-// inspectBackends opens every backend in a scratch directory, so that no embedded CA is made or touched, and goes on to the
+// inspectBackends opens every backend in a scratch directory, so that no embedded CA is made or changed, and goes on to the
 // roles. Without an identity, those that need one cannot be asked.
 func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source, o checkOptions) []plugins.Finding {
 	var found []plugins.Finding
 	err := withScratch(func(dir string) {
 		elsewhere := *cfg
 		elsewhere.DataDir = dir
+		if err := showCAs(cfg, &elsewhere); err != nil {
+			found = append(found, faultsOf("backend", err)...)
+		}
 		s := surroundings{cfg: &elsewhere, logger: zap.NewNop()}
 		if src != nil {
 			s.jwt = src
@@ -132,6 +137,11 @@ func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source
 			if src == nil && backends[block.ID()] != nil && needsIdentity(block) {
 				mute = append(mute, block.ID())
 			}
+		}
+		if o.probe {
+			cas := holdCAs(ctx, cfg, backends)
+			defer cas.release()
+			o.cas = cas
 		}
 		found = append(found, askBackends(ctx, set, backends, mute, o)...)
 	})

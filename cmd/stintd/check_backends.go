@@ -125,7 +125,7 @@ func (q question) ask(ctx context.Context, o checkOptions) []plugins.Finding {
 			found = b.Check(ctx, list)
 		}
 	})
-	if p, ok := q.backend.(prober); ok && o.probe {
+	if p, ok := o.cas.or(q.name, q.backend).(prober); ok && o.probe {
 		for _, role := range q.roles {
 			within(o.progress, q.name+" "+role.Name+": issuing and revoking", func() { found = append(found, q.probe(ctx, p, role)...) })
 		}

@@ -10,7 +10,7 @@ import (
 // TestFindingsAreDocumented holds docs/check.md to every code in the source.
 func TestFindingsAreDocumented(t *testing.T) {
 	t.Parallel()
-	said := regexp.MustCompile(`(?:Code: |f\.Code = |code = |unreachable\(|breaks\(|weakens\(|broken\(|weak\(|faultsOf\()"([a-z]+(?:-[a-z]+)*)"`)
+	said := regexp.MustCompile(`(?:Code: |f\.Code = |code = |unreachable\(|breaks\(|weakens\(|broken\(|weak\(|faultsOf\(|resourceWarning\()"([a-z]+(?:-[a-z]+)*)"`)
 	doc := string(read(t, "../../docs/check.md"))
 	codes := map[string]bool{}
 	for _, pattern := range []string{"../../plugins/vault/*.go", "../../plugins/stepca/*.go", "check*.go"} {

@@ -70,7 +70,7 @@ func deployed(tb testing.TB, f *vaulttest.Fixture) string {
 		write(tb, filepath.Join(dir, "etc/resources.d", filepath.Base(name)), string(read(tb, name)))
 	}
 	ca := newAuthority(tb)
-	writeIssuer(tb, ca, dir)
+	writeIssuer(tb, ca, dir, ca.cert.NotAfter)
 	if _, err := makeKeys(dir+"/etc/audit.key", "stint.example.org/audit"); err != nil {
 		tb.Fatal(err)
 	}
@@ -87,12 +87,12 @@ func deployed(tb testing.TB, f *vaulttest.Fixture) string {
 }
 
 // writeIssuer writes an intermediate CA of the authority's, as an operator's PKI would.
-func writeIssuer(tb testing.TB, ca *authority, dir string) {
+func writeIssuer(tb testing.TB, ca *authority, dir string, ends time.Time) {
 	tb.Helper()
 	key := newKey(tb)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
 		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "issuing CA"}, NotBefore: time.Now().Add(-time.Minute),
-		NotAfter: ca.cert.NotAfter, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
+		NotAfter: ends, IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}, ca.cert, key.Public(), ca.key)
 	if err != nil {

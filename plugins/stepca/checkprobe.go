@@ -26,13 +26,19 @@ const probeEnd = 30 * time.Second
 
 const pathRenew = "/1.0/renew"
 
-// Probe has a remote step-ca sign one certificate by the role for real, tries to renew it, which must not work, and
-// revokes it. An embedded CA is this process: there is nothing to try. Params are not used: certificates take none.
+// Probe signs one certificate by the role for real and revokes it; of a remote step-ca it also tries to renew it, which
+// must not work. Nobody else may use an embedded CA's data directory meanwhile. Params are not used: certificates take none.
 func (b *Backend) Probe(ctx context.Context, role plugins.Role, _ map[string]string) []plugins.Finding {
-	r, ok := b.ca.(*remote)
-	if !ok {
-		return nil
+	switch ca := b.ca.(type) {
+	case *embedded:
+		return b.probeEmbedded(ctx, ca, role)
+	case *remote:
+		return b.probeRemote(ctx, ca, role)
 	}
+	return nil
+}
+
+func (b *Backend) probeRemote(ctx context.Context, r *remote, role plugins.Role) []plugins.Finding {
 	p := probe{backend: b, remote: r, role: role}
 	key, req, err := probeRequest(role)
 	if err != nil {
@@ -79,7 +85,7 @@ func probeRequest(role plugins.Role) (*ecdsa.PrivateKey, plugins.Request, error)
 // probe collects what one Probe finds.
 type probe struct {
 	backend *Backend
-	remote  *remote
+	remote  *remote // nil of an embedded one
 	role    plugins.Role
 	found   []plugins.Finding
 }

@@ -96,17 +96,3 @@ func (e *embedded) healthy(context.Context) error {
 	}
 	return e.revoked.healthy(now)
 }
-
-// check reports an issuing CA that ends soon.
-func (e *embedded) check(context.Context, []plugins.Role) []plugins.Finding {
-	const soon = 30 * 24 * time.Hour
-	end := e.issuer.cert.NotAfter
-	if time.Until(end) > soon {
-		return nil
-	}
-	return []plugins.Finding{{
-		Severity: plugins.Weakens, Code: "ca-ends", Subject: "issuing CA",
-		Problem: "it ends at " + end.UTC().Format(time.RFC3339) + "; nothing is signed beyond that",
-		Remedy:  "set issuer_cert and issuer_key to a new CA, or remove " + e.settings.Embedded.DataDir + " to have one made",
-	}}
-}

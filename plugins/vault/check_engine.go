@@ -45,6 +45,15 @@ func (c *roleChecker) ssh(path string) {
 	}
 }
 
+// aws is about roles whose keys come from STS. Vault ends their leases without a word, and they work until they expire.
+func (c *roleChecker) aws(path string) {
+	reply := c.existing(path, "credential_type=iam_user …")
+	var kind string
+	if reply != nil && reply.Decode("credential_type", &kind) && kind != "iam_user" {
+		c.breaks("aws-sts", c.subject, path+" has credential_type "+kind+", whose keys nobody can revoke", "vault write "+path+" credential_type=iam_user …")
+	}
+}
+
 func (c *roleChecker) pki(path string) {
 	if reply := c.existing(path, "generate_lease=true …"); reply != nil {
 		c.pkiRole(path, reply)

@@ -119,12 +119,8 @@ func engineRole(r recipe.Recipe) (string, bool) {
 
 // engineRole looks at the engine's own role, in the ways of the engines that are known.
 func (c *roleChecker) engineRole() {
-	if c.mount.kind == "aws" {
-		c.weakens("aws-sts", c.subject, "an aws role of credential_type assumed_role, federation_token or session_token "+
-			"gives a lease that vault cannot revoke", "vault write "+c.recipe.Mount()+"/roles/NAME credential_type=iam_user")
-	}
 	path, known := engineRole(c.recipe)
-	looks := map[string]func(path string){"ssh": c.ssh, "pki": c.pki, "database": c.database}
+	looks := map[string]func(path string){"ssh": c.ssh, "pki": c.pki, "database": c.database, "aws": c.aws}
 	if look := looks[c.mount.kind]; known && look != nil {
 		look(path)
 	}

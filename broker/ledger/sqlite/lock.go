@@ -14,6 +14,16 @@ import (
 // ErrLocked means that another process holds the data directory.
 var ErrLocked = errors.New("data directory is in use")
 
+// Lock holds a data directory as a process that serves from it does, and returns what lets go of it. Its error wraps
+// ErrLocked while another process holds it.
+func Lock(dir string) (release func() error, err error) {
+	f, err := lockDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	return f.Close, nil
+}
+
 // lockDir makes the data directory and locks it against other processes, for as long as the file is open. The kernel
 // gives the lock up when the process ends, however it ends.
 func lockDir(dir string) (*os.File, error) {
