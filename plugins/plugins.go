@@ -62,7 +62,8 @@ type Runner interface {
 
 // Checker is implemented by backends that can inspect their own configuration at the backend.
 type Checker interface {
-	// Check connects and reports what breaks or weakens the promise for these roles. It changes nothing.
+	// Check connects and reports what breaks or weakens the promise for these roles; nil where they are not known, which
+	// is not the same as none. It changes nothing.
 	Check(ctx context.Context, roles []Role) []Finding
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +37,8 @@ type checkOptions struct {
 	timeout time.Duration
 	// progress takes what is said while something takes long.
 	progress io.Writer
+	// rolesKnown says that the resources are what the broker has.
+	rolesKnown bool
 	// cas are the embedded CAs to try, with --probe.
 	cas heldCAs
 }
@@ -127,11 +130,17 @@ func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source
 		for _, err := range faults {
 			found = append(found, faultsOf("backend", err)...)
 		}
+		for _, block := range cfg.Backends {
+			if backends[block.ID()] == nil { // it is reported; its roles are not at fault
+				backends[block.ID()] = standIn{kind: block.Type}
+			}
+		}
 		set, more := inspectResources(cfg, backends)
 		found = append(found, more...)
 		if o.offline {
 			return
 		}
+		o.rolesKnown = cfg.Resources != "" && !slices.ContainsFunc(more, func(f plugins.Finding) bool { return f.Severity == plugins.Breaks })
 		var mute []string
 		for _, block := range cfg.Backends {
 			if src == nil && backends[block.ID()] != nil && needsIdentity(block) {
@@ -139,9 +148,8 @@ func inspectBackends(ctx context.Context, cfg *config.Config, src *source.Source
 			}
 		}
 		if o.probe {
-			cas := holdCAs(ctx, cfg, backends)
-			defer cas.release()
-			o.cas = cas
+			o.cas = holdCAs(cfg, healthOf(ctx, backends))
+			defer o.cas.release()
 		}
 		found = append(found, askBackends(ctx, set, backends, mute, o)...)
 	})
@@ -166,10 +174,24 @@ func faultsOf(subject string, err error) []plugins.Finding {
 	var out []plugins.Finding
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		if line != "" {
-			out = append(out, plugins.Finding{Severity: plugins.Breaks, Code: subject, Subject: subject, Problem: line})
+			out = append(out, plugins.Finding{Severity: plugins.Breaks, Code: subject, Subject: subject, Problem: line, Remedy: remedyOf(subject)})
 		}
 	}
 	return out
+}
+
+// remedyOf says what to do where the problem names file, line or key itself.
+func remedyOf(subject string) string {
+	switch subject {
+	case "identity":
+		return "see that what identity names is there, and that SPIRE has an entry for Stint: stintd setup spire"
+	case "flags":
+		return "stintd check --help"
+	case "resources":
+		return "see docs/resources.md"
+	default:
+		return "change the configuration, or put there what it names: docs/configuration.md"
+	}
 }
 
 func inspectIdentity(ctx context.Context, cfg *config.Config, file string) (*source.Source, []plugins.Finding) {
@@ -203,7 +225,9 @@ func inspectIdentity(ctx context.Context, cfg *config.Config, file string) (*sou
 // inspectResources compiles what the resources folder holds.
 func inspectResources(cfg *config.Config, backends map[string]plugins.Backend) (resource.Set, []plugins.Finding) {
 	if cfg.Resources == "" {
-		return resource.Set{}, nil
+		return resource.Set{}, []plugins.Finding{resourceWarning("roles-not-known",
+			"roles are applied over the API, and check reads files: nothing was looked at that depends on them",
+			`resources = "DIR" in a copy of the configuration, with the files that were applied`)}
 	}
 	files, err := readResources(cfg.Resources)
 	if err != nil {

@@ -112,9 +112,12 @@ type question struct {
 }
 
 func (q question) ask(ctx context.Context, o checkOptions) []plugins.Finding {
-	list := make([]plugins.Role, len(q.roles))
-	for i, r := range q.roles {
-		list[i] = r.Plugin
+	var list []plugins.Role
+	if o.rolesKnown {
+		list = make([]plugins.Role, len(q.roles))
+	}
+	for i := range list {
+		list[i] = q.roles[i].Plugin
 	}
 	var found []plugins.Finding
 	within(o.progress, q.name, func() {

@@ -30,11 +30,33 @@ func TestFindingsAreDocumented(t *testing.T) {
 			}
 		}
 	}
+	planted := plantedCodes(t)
 	for _, m := range regexp.MustCompile("(?m)^\\| (`[a-z-]+`(?:, `[a-z-]+`)*) \\| (?:error|warning)").FindAllStringSubmatch(doc, -1) {
 		for name := range strings.SplitSeq(m[1], ", ") {
 			if !codes[strings.Trim(name, "`")] {
 				t.Errorf("docs/check.md names %s, which nothing finds", name)
 			}
+			if !planted[strings.Trim(name, "`")] {
+				t.Errorf("no test plants what %s finds", name)
+			}
 		}
 	}
+}
+
+// plantedCodes are the codes that tests of check expect.
+func plantedCodes(t *testing.T) map[string]bool {
+	t.Helper()
+	codes := map[string]bool{}
+	for _, pattern := range []string{"../../plugins/vault/check*_test.go", "../../plugins/stepca/*check*_test.go", "check*_test.go", "setup_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			for _, word := range regexp.MustCompile(`[a-z]+(?:-[a-z]+)*`).FindAllString(string(read(t, file)), -1) {
+				codes[word] = true
+			}
+		}
+	}
+	return codes
 }

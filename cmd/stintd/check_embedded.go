@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,9 +73,20 @@ func (h heldCAs) or(name string, b plugins.Backend) plugins.Backend {
 	return b
 }
 
-// holdCAs takes the data directory and opens the embedded CAs there. copies are those of the scratch directory: one that is
-// not well is not touched.
-func holdCAs(ctx context.Context, cfg *config.Config, copies map[string]plugins.Backend) heldCAs {
+// healthOf asks CAs whether they are well: by instance, those that are there.
+func healthOf(ctx context.Context, backends map[string]plugins.Backend) map[string]error {
+	out := map[string]error{}
+	for name, b := range backends {
+		if ca, ok := b.(*stepca.Backend); ok {
+			out[name] = ca.Healthy(ctx)
+		}
+	}
+	return out
+}
+
+// holdCAs takes the data directory and opens the embedded CAs there. One that is not well is not touched, and one that could
+// not be opened in the scratch directory is reported already.
+func holdCAs(cfg *config.Config, health map[string]error) heldCAs {
 	h := heldCAs{backends: map[string]plugins.Backend{}, release: func() {}}
 	blocks := embeddedBlocks(cfg)
 	if len(blocks) == 0 {
@@ -85,24 +97,27 @@ func holdCAs(ctx context.Context, cfg *config.Config, copies map[string]plugins.
 		h.release = func() { _ = release() } // closing is all that it does
 	}
 	for _, block := range blocks {
-		seen, _ := copies[block.ID()].(*stepca.Backend)
-		err := refused
-		if seen == nil {
-			continue // why is reported
+		sick, opened := health[block.ID()]
+		if !opened {
+			continue
 		}
+		err := cmp.Or(refused, sick)
 		if err == nil {
-			err = seen.Healthy(ctx)
-		}
-		var held plugins.Backend
-		if err == nil {
-			held, err = openStepCA(block, surroundings{cfg: cfg, logger: zap.NewNop()})
+			h.backends[block.ID()], err = openOne(cfg, block)
 		}
 		if err != nil {
-			held = untried{reason: err}
+			h.backends[block.ID()] = untried{reason: err}
 		}
-		h.backends[block.ID()] = held
 	}
 	return h
+}
+
+// openOne opens one backend of a configuration.
+func openOne(cfg *config.Config, block config.Backend) (plugins.Backend, error) {
+	only := *cfg
+	only.Backends = []config.Backend{block}
+	opened, faults := openBackends(surroundings{cfg: &only, logger: zap.NewNop()})
+	return opened[block.ID()], errors.Join(faults...)
 }
 
 // takeDataDir holds the data directory as serving does. What is written there must stay the broker's, so nobody else may.

@@ -3,10 +3,15 @@ package main
 import (
 	"crypto/rand"
 	"crypto/x509"
+	"database/sql"
 	"encoding/pem"
+	"errors"
+	"fmt"
 	"math/big"
 	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -97,6 +102,9 @@ backend "stepca" "files" {
 	finds(t, found, plugins.Breaks, "identity")
 	finds(t, found, plugins.Breaks, "vault/one", "connection refused")
 	finds(t, found, plugins.Weakens, "vault/two", "not asked")
+	if !slices.Contains(codesOf(found), "not-asked") {
+		t.Errorf("no not-asked among %v", codesOf(found))
+	}
 	finds(t, found, plugins.Breaks, "backend vault/three", "address")
 	finds(t, found, plugins.Breaks, "backend stepca/files: issuer_cert")
 	finds(t, found, plugins.Breaks, "backend stepca/files: issuer_key")
@@ -117,6 +125,48 @@ func TestCheckBesideAServingBroker(t *testing.T) {
 	}
 }
 
+// policyOf is a document of a policy.
+func policyOf(name, text string) string {
+	return "---\napiVersion: stint.dev/v1\nkind: Policy\nmetadata: {name: " + name + "}\nspec:\n  cedar: '" + text + "'\n"
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newerLedger makes a ledger of a version that is not known yet.
+func newerLedger(t *testing.T, dir string) {
+	t.Helper()
+	store, err := sqlite.Open(t.Context(), dir)
+	if err == nil {
+		err = store.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, sqlite.File))
+	if err == nil {
+		_, err = db.ExecContext(t.Context(), "INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)")
+		err = errors.Join(err, db.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// obey runs a remedy that is a command.
+func obey(t *testing.T, dir, remedy string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", remedy)
+	cmd.Env = []string{"PATH=" + stintdIn(t, dir) + ":/usr/bin:/bin", "HOME=" + dir}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%s: %v: %s", remedy, err, out)
+	}
+}
+
 // TestCheckFindsFaultsAroundBackends plants one fault at a time in what is Stint's own. Each has a code and a remedy.
 func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 	t.Parallel()
@@ -128,15 +178,25 @@ func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 		severity  plugins.Severity
 		code      string
 		remedy    string
+		runs      bool // the remedy is a command, which mends it
 	}{
-		"no fault":             {},
-		"no DNS name":          {spoil: nameless, severity: plugins.Weakens, code: "svid-no-dns", remedy: "stintd setup spire"},
-		"never permitted":      {resources: strings.Replace(good, "permit: ceiling", "permit: none", 1), severity: plugins.Weakens, code: "role-never-permitted", remedy: `Stint::Role::"ledger-api"`},
-		"in no profile":        {resources: strings.Replace(good, "---\n", "---\n"+strings.ReplaceAll(good[:strings.Index(good, "---\n")], certRole, "lonely")+"---\n", 1), severity: plugins.Weakens, code: "role-unlisted", remedy: "{name: lonely}"}, //nolint:gocritic // good has it
+		"no fault":        {},
+		"no DNS name":     {spoil: nameless, severity: plugins.Weakens, code: "svid-no-dns", remedy: "stintd setup spire"},
+		"never permitted": {resources: strings.Replace(good, "permit: ceiling", "permit: none", 1), severity: plugins.Weakens, code: "role-never-permitted", remedy: `Stint::Role::"ledger-api"`},
+		"in no profile":   {resources: strings.Replace(good, "---\n", "---\n"+strings.ReplaceAll(good[:strings.Index(good, "---\n")], certRole, "lonely")+"---\n", 1), severity: plugins.Weakens, code: "role-unlisted", remedy: "{name: lonely}"}, //nolint:gocritic // good has it
+		"roles over the API": {spoil: func(t *testing.T, s *site) {
+			t.Helper()
+			reword(t, s, fmt.Sprintf("resources = %q", s.file("resources.d")), "")
+		}, severity: plugins.Weakens, code: "roles-not-known", remedy: "resources ="},
 		"a role that is wrong": {resources: strings.Replace(good, "usages", "usage", 1), severity: plugins.Breaks, code: "resources", remedy: "all.yaml:"},
+		"a profile in vain":    {resources: good + strings.NewReplacer("invoice-agent", "invoice-auditor", "/agent/", "/auditor/", "permit: ceiling", "permit: none").Replace(good[strings.LastIndex(good, "---\n"):]), severity: plugins.Weakens, code: "role-never-permitted", remedy: `Stint::Profile::"invoice-auditor"`},
+		"forbidden for all":    {resources: good + policyOf("no", `forbid (principal, action, resource == Stint::Role::"ledger-api");`), severity: plugins.Weakens, code: "role-never-permitted", remedy: "change policy/no, or take role ledger-api out of profile invoice-agent"},
+		"an unused backend":    {resources: good + policyOf("no", `forbid (principal, action, resource in Stint::Backend::"vault/none");`), severity: plugins.Weakens, code: "resource-warning", remedy: "docs/resources.md"},
+		"audit key is missing": {spoil: func(t *testing.T, s *site) { t.Helper(); remove(t, s.file("audit.key")) }, severity: plugins.Breaks, code: "audit-key", remedy: "stintd audit key", runs: true},
 		"no audit key":         {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, severity: plugins.Breaks, code: "audit-key", remedy: "stintd audit key"},
 		"a file for data":      {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("data"), "") }, severity: plugins.Breaks, code: "data-dir", remedy: "install -d"},
-		"data for all":         {spoil: func(t *testing.T, s *site) { t.Helper(); dataDir(t, s, 0o755) }, severity: plugins.Weakens, code: "data-dir-mode", remedy: "chmod 0700"},
+		"data for all":         {spoil: func(t *testing.T, s *site) { t.Helper(); dataDir(t, s, 0o755) }, severity: plugins.Weakens, code: "data-dir-mode", remedy: "chmod 0700", runs: true},
+		"a newer ledger":       {spoil: func(t *testing.T, s *site) { t.Helper(); newerLedger(t, s.file("data")) }, severity: plugins.Weakens, code: "ledger-version", remedy: "backup"},
 		"no ledger": {spoil: func(t *testing.T, s *site) {
 			t.Helper()
 			dataDir(t, s, 0o700)
@@ -172,6 +232,11 @@ func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 				t.Errorf("check exits with %d: %+v", code, found)
 			case (tt.severity == plugins.Breaks) != (code == exitBreaks), (tt.severity == plugins.Weakens) != (code == exitWeakens):
 				t.Errorf("check exits with %d for %s", code, tt.severity)
+			case tt.runs:
+				obey(t, s.dir, found[0].Remedy)
+				if code, found = check(t, s.dir, s.file("stint.hcl"), tt.flags...); code != 0 || len(found) != 0 {
+					t.Errorf("after its remedy check exits with %d: %+v", code, found)
+				}
 			}
 		})
 	}

@@ -27,8 +27,7 @@ func inspectMachine(ctx context.Context, cfg *config.Config, o checkOptions) []p
 	var found []plugins.Finding
 	if _, err := openKeys(cfg.Audit.KeyFile, cfg.Audit.Origin); err != nil && (!o.offline || !errors.Is(err, os.ErrNotExist)) {
 		found = append(found, plugins.Finding{
-			Severity: plugins.Breaks, Code: "audit-key", Subject: "audit key", Problem: err.Error(),
-			Remedy: fmt.Sprintf("stintd audit key --origin %s --file %s", cfg.Audit.Origin, cfg.Audit.KeyFile),
+			Severity: plugins.Breaks, Code: "audit-key", Subject: "audit key", Problem: err.Error(), Remedy: auditKeyRemedy(cfg, err),
 		})
 	}
 	info, err := os.Stat(cfg.DataDir)
@@ -46,6 +45,16 @@ func inspectMachine(ctx context.Context, cfg *config.Config, o checkOptions) []p
 		found = append(found, inspectAddresses(ctx, cfg.Listen)...)
 	}
 	return found
+}
+
+// auditKeyRemedy makes a key only where none was lost: a log is verified with the key that signed it.
+func auditKeyRemedy(cfg *config.Config, missing error) string {
+	_, ledger := os.Stat(filepath.Join(cfg.DataDir, sqlite.File))
+	command := fmt.Sprintf("stintd audit key --origin %s --file %s", cfg.Audit.Origin, cfg.Audit.KeyFile)
+	if errors.Is(missing, os.ErrNotExist) && errors.Is(ledger, os.ErrNotExist) {
+		return command
+	}
+	return fmt.Sprintf("restore %s from a backup; if there never was one, remove it, and %s", cfg.Audit.KeyFile, command)
 }
 
 func dataDirFault(dir, problem string) plugins.Finding {

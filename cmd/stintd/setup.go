@@ -152,21 +152,24 @@ func setupBackends(cfg *config.Config) (map[string]plugins.Backend, []error) {
 	backends, faults := openBackends(surroundings{cfg: &only, logger: zap.NewNop()})
 	for _, block := range cfg.Backends {
 		if block.Type != vault.Type {
-			backends[block.ID()] = standIn{}
+			backends[block.ID()] = standIn{kind: block.Type}
 		}
 	}
 	return backends, faults
 }
 
-// standIn takes any role for certificates, and issues nothing.
-type standIn struct{}
+// standIn takes any role of its kind of backend, and issues nothing.
+type standIn struct{ kind string }
 
-func (standIn) Descriptor() plugins.Descriptor {
-	return plugins.Descriptor{Type: "stepca", Section: "certificate", HandleIsLeaseID: true}
+func (s standIn) Descriptor() plugins.Descriptor {
+	if s.kind == vault.Type {
+		return plugins.Descriptor{Type: vault.Type, Section: "vault"}
+	}
+	return plugins.Descriptor{Type: s.kind, Section: "certificate", HandleIsLeaseID: true}
 }
 
-func (standIn) CheckRole(plugins.Role) (plugins.RoleInfo, error) {
-	return plugins.RoleInfo{Ends: plugins.EndsRevocable, NeedsCSR: true, Exposure: plugins.Exposure{Bounded: true}}, nil
+func (s standIn) CheckRole(plugins.Role) (plugins.RoleInfo, error) {
+	return plugins.RoleInfo{Ends: plugins.EndsRevocable, NeedsCSR: s.kind != vault.Type, Exposure: plugins.Exposure{Bounded: true}}, nil
 }
 
 func (standIn) Issue(context.Context, plugins.Request) (plugins.Credential, error) {

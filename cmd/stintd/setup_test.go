@@ -4,12 +4,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/stepca"
 	"github.com/stint-dev/stint/plugins/vault"
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
@@ -42,6 +44,14 @@ spec:
   ttl: {max: 10m}
 ---
 apiVersion: stint.dev/v1
+kind: Role
+metadata: {name: partner-api}
+spec:
+  backend: stepca/remote
+  certificate: {usages: [client_auth]}
+  ttl: {default: 5m, max: 15m}
+---
+apiVersion: stint.dev/v1
 kind: Profile
 metadata: {name: builder}
 spec:
@@ -49,7 +59,7 @@ spec:
   owner: builds@example.org
   sponsor: head-of-builds@example.org
   purposes: [build]
-  roles: [{name: build-host-otp}, {name: internal-cert}, {name: partner-key}]
+  roles: [{name: build-host-otp}, {name: internal-cert}, {name: partner-key}, {name: partner-api}]
   task: {max_ttl: 30m}
   permit: ceiling
 `
@@ -106,18 +116,22 @@ func checkToken(t *testing.T, f *vaulttest.Fixture) string {
 	return path
 }
 
-// TestSetupVaultPassesCheck runs what `stintd setup vault` prints for deploy/ and a role of every engine against a Vault
-// that has only engines. `stintd check` is then silent, and with --probe too, which leaves nothing behind.
+// TestSetupVaultPassesCheck runs what `stintd setup vault` prints for deploy/, a role of every engine and one of a remote
+// step-ca against a Vault that has only engines. `stintd check` is then silent, and with --probe too, which leaves nothing
+// behind. What is planted in policies and the token role afterwards, the script mends.
 func TestSetupVaultPassesCheck(t *testing.T) {
 	t.Parallel()
 	server, pg := servertest.StartVault(t, servertest.VaultOptions{}), servers.Postgres(t)
 	f := engines(t, server, pg)
-	dir := deployed(t, f)
+	dir := deployed(t, server, f.JWT)
+	config := dir + "/etc/stint.hcl"
+	ca := servertest.StartStepCA(t, servertest.StepCAOptions{Template: stepca.ProvisionerTemplate})
+	remote := strings.Replace(remoteCA(t, ca), "mode  ", "crl_validity = \"1m\"\n  mode  ", 1)
+	write(t, config, string(read(t, config))+remote)
 	write(t, dir+"/etc/resources.d/more.yaml", moreRoles)
-	config := dir + "/stint.hcl"
-	code, script, errs := run(t, dir, "setup", "vault", "--config", config)
-	if code != 0 || errs != "" {
-		t.Fatalf("setup vault exits with %d: %s", code, errs)
+	status, script, errs := run(t, dir, "setup", "vault", "--config", config)
+	if status != 0 || errs != "" {
+		t.Fatalf("setup vault exits with %d: %s", status, errs)
 	}
 	runScript(t, dir, script, server)
 	f.TrustKeys(t, f.JWT) // what --oidc-discovery-url would do
@@ -129,6 +143,25 @@ func TestSetupVaultPassesCheck(t *testing.T) {
 			t.Errorf("check %v after setup exits with %d: %+v", flags, code, found)
 		}
 	}
+	nothingLeft(t, f, pg)
+	if code, found := check(t, dir, config); code != exitWeakens || len(found) != 1 || found[0].Code != "not-readable" {
+		t.Errorf("check without a token of its own exits with %d: %+v", code, found)
+	}
+	if code, found := check(t, dir, config, "--probe", "--vault-token-file", "vault/prod="+token); code != exitWeakens || len(found) != 1 || found[0].Code != "probe-skipped" {
+		t.Errorf("check --probe without the parameter exits with %d: %+v", code, found)
+	}
+	spoilPolicies(t, f, script)
+	policiesFound(t, dir, config, token)
+	runScript(t, dir, script, server)
+	f.TrustKeys(t, f.JWT)
+	if code, found := check(t, dir, config, "--vault-token-file", token); code != 0 || len(found) != 0 {
+		t.Errorf("after the script check exits with %d: %+v", code, found)
+	}
+}
+
+// nothingLeft expects no lease and no database user of a probe.
+func nothingLeft(t *testing.T, f *vaulttest.Fixture, pg *servertest.Postgres) {
+	t.Helper()
 	for _, path := range []string{"database/creds/stint-orders-ro", "ssh/creds/stint-otp", "pki/issue/stint-internal"} {
 		if left := f.Leases(t, path); len(left) != 0 {
 			t.Errorf("the probe left leases: %v", left)
@@ -137,12 +170,54 @@ func TestSetupVaultPassesCheck(t *testing.T) {
 	if n := vaulttest.Users(t, vaulttest.Connect(t, pg.SuperDSN("postgres")), "v-token-task-check-%"); n != 0 {
 		t.Errorf("the probe left %d database users", n)
 	}
-	if code, found := check(t, dir, config); code != exitWeakens || len(found) != 1 || found[0].Code != "not-readable" {
-		t.Errorf("check without a token of its own exits with %d: %+v", code, found)
+}
+
+// policiesFound expects what spoilPolicies has planted, with the script as its remedy.
+func policiesFound(t *testing.T, dir, config, token string) {
+	t.Helper()
+	code, found := check(t, dir, config, "--vault-token-file", token)
+	codes := codesOf(found)
+	slices.Sort(codes)
+	if want := []string{
+		"own-policy-broad", "own-token-broad", "own-token-issues", "role-policy-broad", "role-policy-denies", "role-policy-missing", "token-role-not-orphan",
+	}; code != exitBreaks || !slices.Equal(codes, want) {
+		t.Errorf("check of what was planted exits with %d and finds %v, want %v: %+v", code, codes, want, found)
 	}
-	if code, found := check(t, dir, config, "--probe", "--vault-token-file", "vault/prod="+token); code != exitWeakens || len(found) != 1 || found[0].Code != "probe-skipped" {
-		t.Errorf("check --probe without the parameter exits with %d: %+v", code, found)
+	for _, x := range found {
+		if x.Code != "token-role-not-orphan" && !strings.HasPrefix(x.Remedy, "stintd setup vault") && x.Code != "own-token-issues" {
+			t.Errorf("the remedy is another than the script: %+v", x)
+		}
 	}
+}
+
+// spoilPolicies plants a fault in each policy, and one in the token role.
+func spoilPolicies(t *testing.T, f *vaulttest.Fixture, script string) {
+	t.Helper()
+	own := between(t, script, "vault policy write 'stint' - <<'END_OF_POLICY'\n", "END_OF_POLICY")
+	db := between(t, script, "vault policy write 'stint-orders-db-read' - <<'END_OF_POLICY'\n", "END_OF_POLICY")
+	f.Policy(t, "stint", own+`path "sys/leases/revoke-prefix/*" { capabilities = ["update", "sudo"] }
+path "kv/data/partner" { capabilities = ["read"] }
+path "kv/data/other" { capabilities = ["read"] }
+`)
+	f.Policy(t, "stint-orders-db-read", db+`path "database/creds/*" { capabilities = ["read"] }`)
+	f.Policy(t, "stint-build-host-otp", `path "ssh/creds/other" { capabilities = ["deny"] }`)
+	if err := f.Root.Sys().DeletePolicyWithContext(t.Context(), "stint-internal-cert"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Root.Logical().WriteWithContext(t.Context(), "auth/token/roles/stint", map[string]any{"orphan": false}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// between returns what stands between two texts.
+func between(t *testing.T, text, before, after string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(text, before)
+	got, _, ended := strings.Cut(rest, after)
+	if !found || !ended {
+		t.Fatalf("no %q … %q in:\n%s", before, after, text)
+	}
+	return got
 }
 
 // TestSetupVaultOtherLogins prints scripts for AppRole and a token, and says what it cannot print.

@@ -34,7 +34,8 @@ func (b *Backend) Check(ctx context.Context, roles []plugins.Role) []plugins.Fin
 
 // CheckWith logs in as serving does and looks at Stint's own token, the token role, and each role's policy and engine.
 // What serving need not read it reads with the token, which has the policy of CheckPolicyText; what that may not read
-// either is one finding of code "not-readable". It changes nothing. docs/check.md explains each code.
+// either is one finding of code "not-readable". Of roles that are nil nothing is said that takes all of them to know. It
+// changes nothing. docs/check.md explains each code.
 func (b *Backend) CheckWith(ctx context.Context, token secret.Value, roles []plugins.Role) []plugins.Finding {
 	asked := time.Now()
 	health, err := login.Health(ctx, b.rest)
@@ -106,7 +107,7 @@ func (c *checker) ask(call rest.Call) (reply *rest.Reply, missing bool) {
 		return reply, false
 	}
 	failed, ok := errors.AsType[*rest.Error](err)
-	missing = ok && failed.Status == http.StatusNotFound
+	missing = ok && failed.Status == http.StatusNotFound || rest.NoMount(err)
 	if !missing {
 		c.unread[call.Path] = true
 	}

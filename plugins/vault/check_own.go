@@ -37,7 +37,10 @@ func (c *checker) ownToken(self *rest.Reply, roles []plugins.Role) {
 	if o.ask() {
 		o.missing()
 		reported := append(o.issues(), o.broad()...)
-		o.policies(policies, roles, append(reported, o.leases()...))
+		reported = append(reported, o.leases()...)
+		if roles != nil {
+			o.policies(policies, roles, reported)
+		}
 	}
 }
 

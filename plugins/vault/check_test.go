@@ -312,6 +312,9 @@ func (c checked) follow(t *testing.T, m misdeed, remedy string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if given := os.Getenv("VAULT_BIN"); given != "" {
+		bin = filepath.Dir(given)
+	}
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", remedy)
 	named := filepath.Dir(os.Getenv("VAULT_BIN")) // "." where it is not
 	cmd.Env = []string{"PATH=" + named + ":" + bin + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "VAULT_ADDR=" + c.f.Server.Addr, "VAULT_TOKEN=" + c.f.Server.RootToken}

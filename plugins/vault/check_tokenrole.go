@@ -71,7 +71,9 @@ func (c *checker) tokenRole(roles []plugins.Role) {
 				write+allowedGlob+" disallowed_policies=root disallowed_policies_glob=")
 		}
 	}
-	c.handsOut(s, used)
+	if roles != nil {
+		c.handsOut(s, used)
+	}
 }
 
 // allowedGlob is a setting as a shell takes it.

@@ -49,7 +49,11 @@ func TestDeployedPolicies(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, setting := range append(vault.TokenRole(), vaulttest.EndsSessions) {
+	statements, err := os.ReadFile(filepath.Join(deployed, "revocation.sql"))
+	if err != nil || string(statements) != vaulttest.EndsSessions+"\n" {
+		t.Errorf("revocation.sql: %v, %q", err, statements)
+	}
+	for _, setting := range vault.TokenRole() {
 		if !strings.Contains(string(readme), setting) {
 			t.Errorf("README.md does not set %s", setting)
 		}

@@ -66,10 +66,17 @@ const (
 	msgBadToken        = "bad token"
 	msgSealed          = "Vault is sealed"
 	msgDenied          = "permission denied"
+	msgNoMount         = "No secret engine mount at " // and the path, which is dropped
 )
 
 // Says reports whether one of Vault's messages is exactly this one.
 func (e *Error) Says(message string) bool { return slices.Contains(e.messages, message) }
+
+// NoMount reports whether err is Vault's word that no engine is mounted there: not 404, but 400.
+func NoMount(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Status == http.StatusBadRequest && e.Says(msgNoMount)
+}
 
 // Sealed reports whether Vault said that it is sealed.
 func (e *Error) Sealed() bool { return e.Status == http.StatusServiceUnavailable && e.Says(msgSealed) }
@@ -141,10 +148,11 @@ func classify(call Call, err error) *Error {
 // known keeps those of Vault's messages that hold nothing but themselves. Vault wraps some as a list of errors, one a
 // line; never "invalid lease" and "Vault is sealed".
 func known(text string) []string {
-	for _, m := range []string{msgInvalidLease, msgSealed} {
-		if text == m {
-			return []string{m}
-		}
+	switch {
+	case text == msgInvalidLease, text == msgSealed:
+		return []string{text}
+	case strings.HasPrefix(text, msgNoMount):
+		return []string{msgNoMount}
 	}
 	var found []string
 	for line := range strings.Lines(text) {
