@@ -61,6 +61,9 @@ func (b *Broker) Declare(ctx context.Context, c Caller, d Declaration) (Declared
 	if found, err := b.declaredBefore(ctx, c, d.RequestID, hash); err == nil || !errors.Is(err, ledger.ErrNotFound) {
 		return found, err
 	}
+	if err := b.undamaged(); err != nil {
+		return Declared{}, err
+	}
 	engine := b.catalog.Engine()
 	held, err := b.held(ctx, engine, c.agent())
 	if err != nil {

@@ -139,6 +139,9 @@ func (b *Broker) decide(
 	if err := admits(t, now); err != nil {
 		return policy.Decision{}, nil, err
 	}
+	if err := b.undamaged(); err != nil {
+		return policy.Decision{}, nil, err
+	}
 	if b.ledger.Low() {
 		return policy.Decision{}, nil, fault.New(fault.LedgerUnavailable,
 			"the ledger's disk is nearly full: nothing is issued until there is room; revoking goes on").Retry(ledgerRetry)

@@ -109,6 +109,15 @@ func storeFault(err error) error {
 	}
 }
 
+// undamaged refuses to admit anything by a ledger of which a part cannot be read.
+func (b *Broker) undamaged() error {
+	if err := b.ledger.Damaged(); err != nil {
+		return fault.Wrap(fault.LedgerUnavailable,
+			"the ledger is damaged: nothing is issued until an operator has restored it; revoking goes on", err).Retry(ledgerRetry)
+	}
+	return nil
+}
+
 func reused(name string) error {
 	return fault.New(fault.RequestIDReused, "this request_id was used with another body for "+name).With("name", name)
 }

@@ -12,6 +12,8 @@ var (
 	ErrClosed = errors.New("ledger is closed")
 	// ErrTxLost: the store's transaction cannot go on and must be rolled back. Only stores return it.
 	ErrTxLost = errors.New("transaction is lost")
+	// ErrDamaged: what the store holds cannot be read: a page or a row is not what was written. It comes with ErrUnavailable.
+	ErrDamaged = errors.New("ledger is damaged")
 	// ErrMismatch: the log in the store is not the one that its checkpoint was signed for.
 	ErrMismatch = errors.New("audit log does not match its checkpoint")
 )

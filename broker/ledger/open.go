@@ -43,6 +43,7 @@ type Ledger struct {
 	running atomic.Bool
 	mark    atomic.Uint64 // Config.StopIssuingBelow
 	low     atomic.Bool   // what Low said last, to log changes only
+	damage  atomic.Pointer[error]
 	head    atomic.Pointer[audit.Head]
 	watch   *watchers
 
@@ -115,7 +116,26 @@ func verifyHead(head audit.Head, edge audit.Edge, v note.Verifier) error {
 
 // View runs fn on a consistent snapshot of what is committed.
 func (l *Ledger) View(ctx context.Context, fn func(Reader) error) error {
-	return l.cfg.Store.View(ctx, fn)
+	err := l.cfg.Store.View(ctx, fn)
+	l.look(err)
+	return err
+}
+
+// Damaged returns what was found to be damaged since the start, or nil. Nothing more may be admitted by such a ledger: what
+// it answers may lack what cannot be read. Ending goes on, as far as it can be read.
+func (l *Ledger) Damaged() error {
+	if found := l.damage.Load(); found != nil {
+		return *found
+	}
+	return nil
+}
+
+// look keeps the first sign of damage, and says so once.
+func (l *Ledger) look(err error) {
+	if errors.Is(err, ErrDamaged) && l.damage.CompareAndSwap(nil, &err) {
+		l.cfg.Logger.Error("the ledger is damaged: nothing more is issued, and what can be read is ended; stop the broker and restore a backup, as docs/operations.md says",
+			zap.Error(err))
+	}
 }
 
 // ViewLog is View for who needs the log only.

@@ -145,6 +145,9 @@ func (l *Ledger) group(ctx context.Context, works []*work) error {
 		l.edge = b.edge
 		l.head.Store(&b.head)
 	}
+	for _, own := range append(b.errs, err) {
+		l.look(own)
+	}
 	l.tell(b, err)
 	return fatal
 }

@@ -3,6 +3,7 @@ package teardown_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,18 +46,34 @@ type yard struct {
 	store    *failing
 }
 
-// failing is the store, which can be made to begin nothing.
+// failing is the store, which can be made to begin nothing, or to be damaged where the leases of a lane are.
 type failing struct {
 	*sqlite.Store
 
-	yes atomic.Bool
+	yes     atomic.Bool
+	damaged atomic.Value // the lane
+}
+
+// damagedTx is a transaction that cannot read the leases of a lane.
+type damagedTx struct {
+	ledger.StoreTx
+
+	lane any
+}
+
+func (d damagedTx) DueLeases(lane string, now time.Time, limit int, except ...task.ID) ([]lease.Lease, error) {
+	if lane == d.lane {
+		return nil, fmt.Errorf("%w: %w", ledger.ErrUnavailable, ledger.ErrDamaged)
+	}
+	return d.StoreTx.DueLeases(lane, now, limit, except...)
 }
 
 func (f *failing) Begin(ctx context.Context) (ledger.StoreTx, error) {
 	if f.yes.Load() {
 		return nil, ledger.ErrUnavailable
 	}
-	return f.Store.Begin(ctx)
+	tx, err := f.Store.Begin(ctx)
+	return damagedTx{StoreTx: tx, lane: f.damaged.Load()}, err
 }
 
 func newYard(tb testing.TB) *yard {

@@ -2,6 +2,7 @@ package teardown_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -194,4 +195,27 @@ func BenchmarkBacklog(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*many), "µs/lease")
 		})
 	}
+}
+
+// TestDamagedLane: what cannot be read of one lane holds up no other, and is told as what it is.
+func TestDamagedLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		work := y.task(nil)
+		unread, others := y.lease(work, "memory/a"), y.lease(work, "memory/b")
+		y.store.damaged.Store("memory/a")
+		y.run()
+		y.close(work)
+		y.until(5*time.Second, y.final(others.ID))
+		pass(time.Minute)
+		if l := y.readLease(unread.ID); l.State != lease.Revoking || y.a.Calls(plugintest.OpRevoke) != 0 {
+			t.Errorf("what cannot be read is %s", l.State)
+		}
+		if !errors.Is(y.ledger.Damaged(), ledger.ErrDamaged) {
+			t.Errorf("the ledger says of itself: %v", y.ledger.Damaged())
+		}
+		if n := y.logs.Len(); n == 0 || n > 100 {
+			t.Errorf("%d errors in a minute", n)
+		}
+	})
 }

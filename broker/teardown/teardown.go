@@ -164,30 +164,28 @@ func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration
 	if err := l.checkClock(ctx, now); err != nil {
 		return maxIdle, err
 	}
-	if err := l.closeDue(ctx, now); err != nil {
-		return maxIdle, err
-	}
+	// What cannot be read of one part of the ledger holds up no other.
+	failed := l.closeDue(ctx, now)
 	var lanes []string
 	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
 		lanes, err = r.DueLanes(now)
 		return err
 	})
-	if err != nil {
-		return maxIdle, err
-	}
+	failed = errors.Join(failed, err)
 	waiting := false
 	for _, name := range lanes {
-		if err = l.startLane(ctx, name, now, workers); err != nil {
-			return maxIdle, err
-		}
+		failed = errors.Join(failed, l.startLane(ctx, name, now, workers))
 		waiting = waiting || l.lane[name].free(now) == 0
 	}
 	next, err := l.untilNext(ctx)
+	if failed = errors.Join(failed, err); failed != nil {
+		return maxIdle, failed
+	}
 	if waiting {
 		next = max(next, waitingPause) // what is due may have to wait; a worker that finishes wakes the loop
 	}
-	return next, err
+	return next, nil
 }
 
 // untilNext returns how long nothing is due.

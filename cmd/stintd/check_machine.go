@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/stint-dev/stint/broker/config"
+	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/plugins"
 )
@@ -94,7 +95,7 @@ func inspectDataDir(ctx context.Context, dir string, info os.FileInfo) []plugins
 	}
 	store, err := sqlite.OpenReader(ctx, file)
 	if err == nil {
-		err = store.Close()
+		err = errors.Join(store.Verify(ctx), store.Close())
 	}
 	if err != nil {
 		found = append(found, ledgerFinding(err))
@@ -111,6 +112,10 @@ func ledgerFinding(err error) plugins.Finding {
 		f.Severity = plugins.Weakens
 		f.Code = "ledger-version"
 		f.Remedy = "make a backup; serve then migrates a ledger that is older, and refuses one that is newer"
+	}
+	if errors.Is(err, ledger.ErrDamaged) {
+		f.Code = "ledger-damaged"
+		f.Remedy = "systemctl stop stintd; keep the files, and restore a backup: docs/operations.md, The ledger is damaged"
 	}
 	return f
 }

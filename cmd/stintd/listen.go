@@ -159,6 +159,9 @@ func stoppingError(stopping *atomic.Bool) error {
 }
 
 func (h *house) checkLedger(ctx context.Context) error {
+	if err := h.ledger.Damaged(); err != nil {
+		return fmt.Errorf("nothing is issued, revoking goes on as far as it can: %w", err)
+	}
 	if h.ledger.Low() {
 		return errors.New("free disk is below the mark: nothing is issued, revoking goes on")
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
@@ -17,12 +19,18 @@ import (
 // openLedger runs a ledger in a directory until the test ends.
 func openLedger(tb testing.TB, dir string) *ledger.Ledger {
 	tb.Helper()
+	return openLedgerOn(tb, openStore(tb, dir), zap.NewNop())
+}
+
+func openLedgerOn(tb testing.TB, store ledger.Store, logger *zap.Logger) *ledger.Ledger {
+	tb.Helper()
 	key, err := audit.CreateKey(tb.TempDir()+"/key", "test.example/audit")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	store := openStore(tb, dir)
-	l, err := ledger.Open(tb.Context(), ledger.Config{Store: store, Signer: key.Signer, Verifier: key.Verifier, Origin: key.Signer.Name()})
+	l, err := ledger.Open(tb.Context(), ledger.Config{
+		Store: store, Signer: key.Signer, Verifier: key.Verifier, Origin: key.Signer.Name(), Logger: logger,
+	})
 	if err != nil {
 		tb.Fatal(err)
 	}

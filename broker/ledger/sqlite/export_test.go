@@ -22,3 +22,14 @@ func LimitPages(r ledger.Rows, pages int) error {
 	var n int
 	return t.s.one(fmt.Sprintf("PRAGMA max_page_count = %d", pages), nil, &n)
 }
+
+// ReadOnly makes the writer, which must have nothing to do, unable to write, or able again.
+func ReadOnly(store ledger.Store, yes bool) error { //nolint:revive // a test says which
+	s, ok := store.(*Store)
+	if !ok {
+		return fmt.Errorf("%T is not this store", store)
+	}
+	s.conns.writer.lost = nil // of what failed meanwhile
+	_, err := s.conns.writer.exec(fmt.Sprintf("PRAGMA query_only = %t", yes))
+	return err
+}

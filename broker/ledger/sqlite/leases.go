@@ -51,11 +51,23 @@ func (r *rows) leases(query string, args []any) ([]lease.Lease, error) {
 
 func decodeLease(id, body []byte) (lease.Lease, error) {
 	var l lease.Lease
-	if err := json.Unmarshal(body, &l); err != nil || len(id) != len(l.ID) {
-		return l, fmt.Errorf("read lease %x: %w", id, err)
+	if err := unmarshal("lease", id, body, &l); err != nil {
+		return l, err
 	}
 	l.ID = lease.ID(id)
 	return l, nil
+}
+
+// unmarshal reads the body of a row. One that cannot be read is damaged.
+func unmarshal(what string, id, body []byte, row any) error {
+	err := json.Unmarshal(body, row)
+	if err == nil && len(id) != len(lease.ID{}) {
+		err = fmt.Errorf("its id has %d bytes", len(id))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ledger.ErrUnavailable, damaged(fmt.Errorf("read %s %x: %w", what, id, err)))
+	}
+	return nil
 }
 
 // InsertLease adds a lease, or answers ErrExists.

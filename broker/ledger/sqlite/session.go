@@ -112,10 +112,15 @@ func (s *session) fault(err error) error {
 		case lib.SQLITE_CONSTRAINT_FOREIGNKEY:
 			return fmt.Errorf("%w: %w", ledger.ErrNotFound, err)
 		}
+		if class := e.Code() & 0xff; class == lib.SQLITE_CORRUPT || class == lib.SQLITE_NOTADB {
+			err = damaged(err)
+		}
 	}
 	s.lost = err
 	return fmt.Errorf("%w: %w", ledger.ErrUnavailable, err)
 }
+
+func damaged(err error) error { return fmt.Errorf("%w: %w", ledger.ErrDamaged, err) }
 
 // snapshot runs fn in a read transaction.
 func (s *session) snapshot(fn func(ledger.Reader) error) error {

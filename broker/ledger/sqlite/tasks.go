@@ -49,10 +49,7 @@ func (r *rows) tasks(query string, args []any) ([]task.Task, error) {
 
 func decodeTask(id, body []byte) (task.Task, error) {
 	var t task.Task
-	if err := json.Unmarshal(body, &t); err != nil {
-		return t, fmt.Errorf("read task %x: %w", id, err)
-	}
-	return t, nil
+	return t, unmarshal("task", id, body, &t)
 }
 
 // InsertTask adds a task, or answers ErrExists.
