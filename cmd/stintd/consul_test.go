@@ -96,7 +96,7 @@ const consulPath = "consul/creds/stint-deploy"
 // consulSite is an installation in front of a real Vault, whose consul engine has this Consul behind it.
 func consulSite(t *testing.T, c *consul) (*site, *vaulttest.Fixture) {
 	t.Helper()
-	f := vaulttest.Setup(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: shortHorizon}))
+	f := vaulttest.Setup(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: 4 * time.Second}))
 	for _, w := range []struct {
 		path string
 		body map[string]any

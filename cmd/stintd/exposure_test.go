@@ -43,7 +43,7 @@ func everyRole() []string { return []string{dbRole, otpRole, pkiRole, kvRole, ce
 func newExposed(t *testing.T, l limits) exposed {
 	t.Helper()
 	x := exposed{
-		vault: vaulttest.Setup(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: shortHorizon})),
+		vault: vaulttest.Setup(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: exposedHorizon})),
 		ca:    servertest.StartStepCA(t, servertest.StepCAOptions{CRLValidity: shortCRL}), pg: servers.Postgres(t),
 	}
 	x.vault.SSH(t)
@@ -52,15 +52,16 @@ func newExposed(t *testing.T, l limits) exposed {
 	x.vault.KV(t, "a-partners-key")
 	auth, _ := tokenAuth(t, x.vault)
 	validity := fmt.Sprintf("crl_validity = %q", shortCRL)
-	backends := vaultBackend(x.vault.Server, auth, fmt.Sprintf("max_request_duration = %q", shortHorizon)) + remoteCA(t, x.ca, validity) +
+	backends := vaultBackend(x.vault.Server, auth, fmt.Sprintf("max_request_duration = %q", exposedHorizon)) + remoteCA(t, x.ca, validity) +
 		strings.NewReplacer("{ ", "{\n", " }", "\n"+validity+"\n}").Replace(embeddedCA)
 	x.site = newSite(t, "", backends, catalog(l, everyRole()...))
 	x.d = x.start(t)
 	return x
 }
 
-// shortHorizon is max_request_duration of these tests' Vaults, short so that tokens die soon.
-const shortHorizon = 4 * time.Second
+// exposedHorizon is max_request_duration of the Vault of an exposed site: short, so that tokens die soon, but longer than the
+// slack of a lease, so that a token which takes its lease along does not stand in for the lease's own end.
+const exposedHorizon = vaulttest.LeaseSlack + 3*time.Second
 
 // TestExposure measures, for each kind of backend, for how long after CompleteTask was called a credential works, and holds
 // that against the exposure that was stated for it.

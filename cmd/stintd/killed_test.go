@@ -47,7 +47,7 @@ func TestKilledForGood(t *testing.T) {
 		t.Errorf("Vault has %d tokens of 4 credentials", len(made))
 	}
 	for accessor := range made { // each within the time that its credentials were issued in
-		watch("a token", issued[remoteRole].Expires(), shortHorizon+vaulttest.LeaseSlack, x.vault.TokenAlive(t, accessor))
+		watch("a token", issued[remoteRole].Expires(), exposedHorizon+vaulttest.LeaseSlack, x.vault.TokenAlive(t, accessor))
 	}
 	for role, slack := range map[string]time.Duration{certRole: 0, remoteRole: 0, pkiRole: vaulttest.CertificateSlack} {
 		c := certificateOf(t, issued[role])

@@ -44,6 +44,8 @@ type fakeVault struct {
 	faults map[string]answers
 	lease  bool // the lease is alive
 	token  bool // the credential's token is alive
+	refuse bool // the engine ends nothing
+	queued int  // how often a revoke was queued
 	calls  []string
 }
 
@@ -95,7 +97,12 @@ func (f *fakeVault) answer(path string, body map[string]any) answers {
 	case "sys/leases/renew":
 		return answers{200, map[string]any{"lease_id": leaseID, "lease_duration": body["increment"], "renewable": true}}
 	case "sys/leases/revoke":
-		if body["sync"] == true {
+		switch {
+		case body["sync"] != true:
+			f.queued++
+		case f.refuse:
+			return says(400, "failed to revoke entry: hunter2")
+		default:
 			f.lease = false
 		}
 		return answers{204, nil}

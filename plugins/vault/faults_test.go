@@ -33,6 +33,29 @@ func TestLeaseEndedByOthers(t *testing.T) {
 	revoke(t, b, held, plugins.Lapsed)
 }
 
+// TestRevokeIsQueuedOnce asks for the end of a lease many times. Each revoke that is queued uses up one of the six attempts that
+// Vault makes by itself.
+func TestRevokeIsQueuedOnce(t *testing.T) {
+	f, b := newFakeVault(t)
+	_, held := issue(t, b, request(fakeRole(), time.Minute, nil))
+	engine := func(refuses bool) int {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.refuse = refuses
+		return f.queued
+	}
+	engine(true)
+	for range 8 {
+		if _, err := b.Revoke(t.Context(), held); !errors.Is(err, plugins.ErrNotProven) {
+			t.Errorf("the engine refuses, and Revoke says %v", err)
+		}
+	}
+	if n := engine(false); n != 1 {
+		t.Errorf("a revoke was queued %d times", n)
+	}
+	revoke(t, b, held, plugins.ReadBack)
+}
+
 func TestLeaseThatCannotBeCutIsEnded(t *testing.T) {
 	f := shared(t)
 	role := f.SSH(t)

@@ -85,6 +85,7 @@ func parse(text string) *stintv1.Resource {
 		switch {
 		case key == "kind" && value == "Role":
 			r.Kind, r.Name, r.Backend = stintv1.ResourceKind_RESOURCE_KIND_ROLE, "roles/", "vault/prod"
+			r.Exposure = role("orders-db-read").GetExposure()
 		case key == "kind" && value == "Profile":
 			r.Kind, r.Name = stintv1.ResourceKind_RESOURCE_KIND_PROFILE, "profiles/"
 		case key == "kind" && value == "Policy":

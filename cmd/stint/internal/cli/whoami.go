@@ -50,6 +50,7 @@ func whoamiTable(w io.Writer, me *stintv1.WhoAmIResponse, now time.Time) error {
 		t.Row("Purposes", strings.Join(me.GetPurposes(), ", "))
 		t.Row("Tasks", "at most "+render.Duration(me.GetMaxTaskTtl()))
 		t.Row("Roles", strings.Join(roleNames(me.GetRoles()), ", ")+"  (stint roles)")
+		t.Row("Exposure", strings.Join(exposures(me.GetRoles()), ", "))
 	}
 	if len(me.GetAdminRoles()) > 0 {
 		t.Row("Admin", strings.Join(me.GetAdminRoles(), ", "))
@@ -63,6 +64,15 @@ func roleNames(roles []*stintv1.AvailableRole) []string {
 		names = append(names, role.GetName())
 	}
 	return names
+}
+
+// exposures writes for each role how long its credentials may outlive their end.
+func exposures(roles []*stintv1.AvailableRole) []string {
+	out := make([]string, 0, len(roles))
+	for _, role := range roles {
+		out = append(out, role.GetName()+" "+exposure(role.GetExposure()))
+	}
+	return out
 }
 
 func (a *app) roles() *cobra.Command {
