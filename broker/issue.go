@@ -264,8 +264,12 @@ func backendFault(is *issue, err error) (*fault.Error, bool) {
 		return fault.Wrap(fault.BackendMisconfigured,
 			"the backend refuses what the operator set up; tell your operator the request ID"+nothing, err), true
 	case errors.Is(err, plugins.ErrUnavailable), errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, ledger.ErrUnavailable):
-		return fault.Wrap(fault.BackendUnavailable,
-			is.lease.Backend+" does not answer"+nothing, err).Retry(backendRetry), true
+		how := "does not answer"
+		if errors.Is(err, plugins.ErrSealed) {
+			how = "is sealed"
+		}
+		message := fmt.Sprintf("%s %s, retry in %.0f s%s", is.lease.Backend, how, backendRetry.Seconds(), nothing)
+		return fault.Wrap(fault.BackendUnavailable, message, err).Retry(backendRetry), true
 	case errors.Is(err, plugins.ErrNotIssued):
 		return fault.Wrap(fault.BackendMisconfigured, "the backend refused"+nothing, err), true
 	default:

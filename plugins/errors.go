@@ -1,11 +1,16 @@
 package plugins
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // Sentinels that plugins wrap with %w. An error MUST NOT hold a request, a response, a token or a DSN.
 var (
 	// ErrUnavailable: the backend cannot answer now (unreachable, sealed, overloaded). Trying later may help.
 	ErrUnavailable = errors.New("backend unavailable")
+	// ErrSealed is an ErrUnavailable: the backend answers, and says that it is locked until somebody opens it.
+	ErrSealed = fmt.Errorf("%w: sealed", ErrUnavailable)
 	// ErrMisconfigured: the backend refuses what an operator set up. Only an operator can mend it.
 	ErrMisconfigured = errors.New("backend misconfigured")
 	// ErrNotIssued: certainly nothing was made. Issue wraps it beside one of the others.

@@ -244,7 +244,7 @@ func Health(ctx context.Context, vault Doer) (rest.Health, error) {
 	case reply.Status != http.StatusOK || h.Standby:
 		return rest.Health{}, fmt.Errorf("%w: a standby answers at this address, not the active node", plugins.ErrUnavailable)
 	case h.Sealed || !h.Initialized:
-		return rest.Health{}, fmt.Errorf("%w: sealed", plugins.ErrUnavailable)
+		return rest.Health{}, plugins.ErrSealed
 	case h.ClusterID == "":
 		return rest.Health{}, fmt.Errorf("%w: %w", plugins.ErrUnavailable, errNoCluster)
 	}
@@ -262,7 +262,7 @@ func healthError(err error) error {
 	}
 	switch failed.Status {
 	case http.StatusServiceUnavailable:
-		return fmt.Errorf("%w: sealed", plugins.ErrUnavailable)
+		return plugins.ErrSealed
 	case http.StatusNotImplemented:
 		return fmt.Errorf("%w: not initialised", plugins.ErrUnavailable)
 	case http.StatusTooManyRequests, drSecondary, perfStandby:

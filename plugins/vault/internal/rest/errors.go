@@ -34,7 +34,7 @@ func (e *Error) Error() string {
 	switch {
 	case e.Status == 0 && e.cause != nil:
 		return what + ": " + e.cause.Error()
-	case e.Status == http.StatusServiceUnavailable && e.Sealed():
+	case e.Sealed():
 		return what + ": 503, sealed"
 	case e.Says(msgInvalidLease):
 		return fmt.Sprintf("%s: %d, %s", what, e.Status, msgInvalidLease)
@@ -52,6 +52,10 @@ func (e *Error) Unwrap() []error {
 	switch e.Status {
 	case http.StatusForbidden, http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed:
 		errs = []error{plugins.ErrMisconfigured}
+	case http.StatusServiceUnavailable:
+		if e.Sealed() {
+			errs = []error{plugins.ErrSealed}
+		}
 	}
 	if e.cause != nil {
 		errs = append(errs, e.cause)

@@ -151,6 +151,9 @@ func TestWhatAnErrorProves(t *testing.T) {
 			if got != tt.want {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
+			if sealed := errors.Is(err, plugins.ErrSealed); sealed != tt.want.sealed {
+				t.Errorf("%v is plugins.ErrSealed: %t, want %t", err, sealed, tt.want.sealed)
+			}
 		})
 	}
 }
