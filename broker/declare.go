@@ -171,7 +171,7 @@ func insertTask(tx *ledger.Tx, c Caller, t *task.Task, decision policy.TaskDecis
 		return err
 	}
 	if limit := decision.Profile().MaxLive; limit > 0 && live >= limit {
-		return tooMany(fault.TooManyTasks, "live tasks", live, decision.Profile().Name)
+		return tooMany(fault.TooManyTasks, "live tasks", limit, decision.Profile().Name)
 	}
 	if err = freeShortName(tx, t); err != nil {
 		return err

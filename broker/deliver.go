@@ -102,7 +102,7 @@ func (b *Broker) admitLease(tx *ledger.Tx, is *issue) (task.Task, error) {
 		return t, err
 	}
 	if limit := is.decision.Profile().MaxLiveLeases; limit > 0 && live >= limit {
-		return t, tooMany(fault.TooManyLeases, "live leases", live, t.Profile)
+		return t, tooMany(fault.TooManyLeases, "live leases", limit, t.Profile)
 	}
 	return t, nil
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/ledger/ledgertest"
+	"github.com/stint-dev/stint/broker/policy"
 	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/broker/teardown"
@@ -481,6 +482,14 @@ func wanted(tb testing.TB, err error, reason fault.Reason) *fault.Error {
 	tb.Helper()
 	want(tb, err, reason)
 	return fault.As(err)
+}
+
+// classed holds that a refusal says what class of condition failed, and the limit where there is one.
+func classed(tb testing.TB, f *fault.Error, class, limit string) {
+	tb.Helper()
+	if f.Metadata[policy.MetaClasses] != class || f.Metadata[policy.MetaLimit] != limit {
+		tb.Errorf("%s carries %v, want class %s and limit %q", f.Reason, f.Metadata, class, limit)
+	}
 }
 
 // meter counts what happens.

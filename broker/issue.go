@@ -167,7 +167,7 @@ func admits(t task.Task, now time.Time) error {
 		return fault.New(fault.TaskClosed, fmt.Sprintf("the task is %s (%s); declare a new one", t.State, t.CloseReason))
 	case left < IssueTimeout:
 		return fault.New(fault.DeadlineTooClose, fmt.Sprintf("the task ends in %s, and issuing may take %s",
-			left.Truncate(time.Second), IssueTimeout))
+			left.Truncate(time.Second), IssueTimeout)).With(policy.MetaClasses, "deadline")
 	default:
 		return nil
 	}
@@ -230,11 +230,11 @@ func (b *Broker) issueFault(ctx context.Context, is *issue, d denial, err error)
 		return b.deny(ctx, is.caller, d, f)
 	}
 	if rejected, ok := errors.AsType[*plugins.RejectedError](err); ok {
-		reason := fault.ParameterInvalid
+		reason, class := fault.ParameterInvalid, "parameter"
 		if rejected.Field == "csr" {
-			reason = fault.CSRInvalid
+			reason, class = fault.CSRInvalid, "csr"
 		}
-		f := fault.New(reason, rejected.Error())
+		f := fault.New(reason, rejected.Error()).With(policy.MetaClasses, class)
 		f.Fields = []fault.Field{{Name: rejected.Field, Problem: rejected.Problem}}
 		return b.deny(ctx, is.caller, d, f)
 	}

@@ -261,7 +261,7 @@ func TestDeadlineTooClose(t *testing.T) {
 		h.issue(out.Task, "plain")
 		pass(time.Millisecond)
 		_, err = h.try(out.Task, "plain")
-		want(t, err, fault.DeadlineTooClose)
+		classed(t, wanted(t, err, fault.DeadlineTooClose), "deadline", "")
 		pass(broker.IssueTimeout)
 		_, err = h.try(out.Task, "plain")
 		want(t, err, fault.TaskExpired)
@@ -350,6 +350,7 @@ func TestRefusedIssueEndsAtOnce(t *testing.T) {
 		work := h.declare(role)
 		for cause, reason := range map[error]fault.Reason{
 			errors.Join(plugins.ErrNotIssued, plugins.ErrUnavailable):   fault.BackendUnavailable,
+			errors.Join(plugins.ErrNotIssued, plugins.ErrSealed):        fault.BackendUnavailable,
 			errors.Join(plugins.ErrNotIssued, plugins.ErrMisconfigured): fault.BackendMisconfigured,
 			plugins.ErrNotIssued: fault.BackendMisconfigured,
 			&plugins.RejectedError{Field: "csr", Problem: "too small"}:        fault.CSRInvalid,
@@ -357,7 +358,13 @@ func TestRefusedIssueEndsAtOnce(t *testing.T) {
 		} {
 			h.memoryOf(role).FailNext(plugintest.OpIssue, cause)
 			_, err := h.try(work, role)
-			want(t, err, reason)
+			f := wanted(t, err, reason)
+			if says := strings.HasSuffix(f.Message, " is sealed, retry in 5 s; nothing was issued"); says != errors.Is(cause, plugins.ErrSealed) {
+				t.Errorf("%v is told as %q", cause, f.Message)
+			}
+			if class := map[fault.Reason]string{fault.CSRInvalid: "csr", fault.ParameterInvalid: "parameter"}[reason]; class != "" {
+				classed(t, f, class, "")
+			}
 		}
 		h.until(time.Second, func() bool {
 			for _, l := range h.leases() {
@@ -371,8 +378,8 @@ func TestRefusedIssueEndsAtOnce(t *testing.T) {
 		if n := h.vault.Tokens(); n != 0 {
 			t.Errorf("%d tokens are left", n)
 		}
-		if n := len(h.recorded(audit.LeaseFailed, "")) + len(h.recorded(audit.LeaseDenied, "")); n < 5 {
-			t.Errorf("%d records of 5 failures", n)
+		if n := len(h.recorded(audit.LeaseFailed, "")) + len(h.recorded(audit.LeaseDenied, "")); n < 6 {
+			t.Errorf("%d records of 6 failures", n)
 		}
 	})
 }
@@ -567,7 +574,7 @@ func TestLiveLeasesAreCountedInTheTransaction(t *testing.T) {
 		for range 25 {
 			wg.Go(func() {
 				if _, err := h.try(work, role); err != nil {
-					want(t, err, fault.TooManyLeases)
+					classed(t, wanted(t, err, fault.TooManyLeases), "limit", "10")
 				}
 			})
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/policy"
 	"github.com/stint-dev/stint/broker/task"
 )
 
@@ -122,9 +123,9 @@ func reused(name string) error {
 	return fault.New(fault.RequestIDReused, "this request_id was used with another body for "+name).With("name", name)
 }
 
-func tooMany(reason fault.Reason, what string, live int, profile string) error {
-	return fault.New(reason, fmt.Sprintf("%d %s are as many as profile %s allows; complete one first", live, what, profile)).
-		With("profile", profile)
+func tooMany(reason fault.Reason, what string, limit int, profile string) error {
+	return fault.New(reason, fmt.Sprintf("%d %s are as many as profile %s allows; complete one first", limit, what, profile)).
+		With(policy.MetaProfile, profile).With(policy.MetaClasses, "limit").With(policy.MetaLimit, strconv.Itoa(limit))
 }
 
 // splitList reads a comma-separated piece of metadata.

@@ -91,7 +91,7 @@ func TestLiveTasksAreCountedInTheTransaction(t *testing.T) {
 			wg.Go(func() {
 				out, err := h.broker.Declare(t.Context(), agent("a"), declaration(newID(t), "plain"))
 				if err != nil {
-					want(t, err, fault.TooManyTasks)
+					classed(t, wanted(t, err, fault.TooManyTasks), "limit", "5")
 					return
 				}
 				mu.Lock()

@@ -70,7 +70,7 @@ func checkTask(in IssueInput) error {
 	case !in.Now.Before(t.NotAfter):
 		return fault.New(fault.TaskExpired, "the task ended at "+t.NotAfter.UTC().Format(time.RFC3339))
 	case t.NotAfter.Sub(in.Now) < shortest:
-		return fault.New(fault.DeadlineTooClose, "the task ends at "+t.NotAfter.UTC().Format(time.RFC3339))
+		return fault.New(fault.DeadlineTooClose, "the task ends at "+t.NotAfter.UTC().Format(time.RFC3339)).With(MetaClasses, "deadline")
 	}
 	return nil
 }

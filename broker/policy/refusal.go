@@ -16,7 +16,8 @@ import (
 const (
 	MetaProfile    = "profile"          // the agent's profile
 	MetaOwner      = "owner"            // whom to ask for more
-	MetaClasses    = "classes"          // what failed: identity, purpose, role, parameter, ttl, argument, policy; by comma
+	MetaClasses    = "classes"          // what failed: identity, purpose, role, parameter, ttl, argument, policy, limit, csr, deadline; by comma
+	MetaLimit      = "limit"            // the profile's, where there are as many live tasks or leases
 	MetaReasons    = "reasons"          // all reasons, where there are several; by comma
 	MetaPolicies   = "policies"         // the policies that decided; by comma, empty where none permits
 	MetaConditions = "conditions"       // what of the context the forbidding policies read; by comma
