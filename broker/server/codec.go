@@ -1,12 +1,15 @@
 package server
 
 import (
+	"bytes"
 	"fmt"
 
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	protobuf "google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
@@ -23,16 +26,34 @@ func (c clearing) Put(b *[]byte) {
 	c.BufferPool.Put(b)
 }
 
-// codec is the protobuf codec, but that an answer with a secret leaves none behind: it is marshalled into a buffer that is
-// cleared after it was sent, and the secret in the message is overwritten at once.
+// codec is the protobuf codec with two differences. An answer with a secret leaves none behind: it is marshalled into a buffer
+// that is cleared after it was sent, and the secret in the message is overwritten at once. And bytes that are no protobuf are
+// not gRPC's to refuse: it would answer by itself, before any step has seen the call.
 type codec struct{ pool mem.BufferPool }
 
 // Name implements [encoding.CodecV2].
 func (codec) Name() string { return proto.Name }
 
-// Unmarshal implements [encoding.CodecV2].
+// Unmarshal implements [encoding.CodecV2]. What cannot be read becomes an empty message with a mark, which validation refuses.
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
-	return encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
+	err := encoding.GetCodecV2(proto.Name).Unmarshal(data, v)
+	message, ok := v.(protobuf.Message)
+	if err == nil || !ok {
+		return err
+	}
+	protobuf.Reset(message)
+	message.ProtoReflect().SetUnknown(unreadable())
+	return nil
+}
+
+// unreadable marks a message that could not be read: a field under the last number there is. Who sends the same is refused alike.
+func unreadable() protoreflect.RawFields {
+	return protowire.AppendVarint(protowire.AppendTag(nil, protowire.MaxValidNumber, protowire.VarintType), 1)
+}
+
+// isUnreadable reports whether a message came in bytes that are no such message.
+func isUnreadable(message protobuf.Message) bool {
+	return bytes.Equal(message.ProtoReflect().GetUnknown(), unreadable())
 }
 
 // Marshal implements [encoding.CodecV2].

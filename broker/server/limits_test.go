@@ -12,8 +12,10 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -76,6 +78,48 @@ func TestBrokenWellKnownTypes(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// raw is a codec that sends bytes as they are.
+type raw []byte
+
+func (r raw) Marshal(any) (mem.BufferSlice, error) { return mem.BufferSlice{mem.SliceBuffer(r)}, nil }
+
+func (raw) Unmarshal(mem.BufferSlice, any) error { return nil }
+
+func (raw) Name() string { return "proto" }
+
+// Bytes that are no protobuf are refused like any other invalid request: with the reason, the request ID and an access line,
+// and only after who called was looked at.
+func TestBrokenBytes(t *testing.T) {
+	t.Parallel()
+	core, lines := observer.New(zapcore.InfoLevel)
+	h := brokertest.Start(t, brokertest.Config{Logger: zap.New(core)})
+	agent := h.As(t, "/agent/a")
+	for _, bytes := range []raw{{0xff}, {0x0a, 0x7f}, []byte("GET / HTTP/1.1")} {
+		for method, stream := range map[string]bool{
+			stintv1.TaskService_DeclareTask_FullMethodName: false, grpc_health_v1.Health_Check_FullMethodName: false,
+			stintv1.TaskService_WatchTask_FullMethodName: true,
+		} {
+			call, err := agent.Conn.NewStream(t.Context(), &grpc.StreamDesc{ServerStreams: stream}, method, grpc.ForceCodecV2(bytes))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = call.SendMsg(bytes); err == nil {
+				err = call.CloseSend()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantReason(t, call.RecvMsg(nil), codes.InvalidArgument, fault.InvalidArgument)
+			brokertest.Eventually(t, "an access line of "+method, func() bool {
+				return lines.FilterField(zap.String("method", method)).FilterField(zap.String("reason", "INVALID_ARGUMENT")).Len() > 0
+			})
+			lines.TakeAll()
+		}
+	}
+	err := h.WithToken(t, "nonsense").Conn.Invoke(t.Context(), stintv1.TaskService_DeclareTask_FullMethodName, raw{0xff}, nil, grpc.ForceCodecV2(raw{0xff}))
+	wantReason(t, err, codes.Unauthenticated, fault.Unauthenticated)
 }
 
 func TestOversizeMessage(t *testing.T) {

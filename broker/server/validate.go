@@ -25,6 +25,9 @@ func (s *Server) validate(ctx context.Context, c *call, next func(context.Contex
 
 // check holds a message against the rules in its descriptor and those that a descriptor cannot state.
 func (s *Server) check(message proto.Message) error {
+	if isUnreadable(message) {
+		return fault.New(fault.InvalidArgument, "the bytes of the request are no "+string(message.ProtoReflect().Descriptor().FullName()))
+	}
 	fields, err := s.violations(message)
 	if err != nil {
 		return err

@@ -190,6 +190,9 @@ func exitCodeOf(e *agent.Error) int {
 		stintv1.Reason_REASON_DEADLINE_TOO_CLOSE:
 		return codeEnded
 	}
+	if tooLarge(e) {
+		return codeUsage
+	}
 	switch e.Code { //nolint:exhaustive // the others are other
 	case codes.InvalidArgument:
 		return codeUsage
@@ -202,6 +205,12 @@ func exitCodeOf(e *agent.Error) int {
 	default:
 		return codeOther
 	}
+}
+
+// tooLarge is true of a message that gRPC itself refused for its size, as no broker refuses without a reason. Trying again is
+// no help.
+func tooLarge(e *agent.Error) bool {
+	return e.Code == codes.ResourceExhausted && e.Reason == stintv1.Reason_REASON_UNSPECIFIED && e.RequestID == ""
 }
 
 // hints says what to type after a reason.
@@ -221,6 +230,9 @@ func hints(e *agent.Error) []string {
 		return []string{"stint task declare"}
 	case stintv1.Reason_REASON_BACKEND_MISCONFIGURED, stintv1.Reason_REASON_INTERNAL:
 		return []string{"tell your operator"}
+	}
+	if tooLarge(e) {
+		return []string{"send less at once; over --admin-socket the broker takes 4 MiB"}
 	}
 	if e.RetryAfter > 0 {
 		return []string{"retry in " + render.Short(e.RetryAfter)}

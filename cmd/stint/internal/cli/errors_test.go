@@ -48,6 +48,7 @@ func TestExitCodes(t *testing.T) {
 		{of(codes.Unavailable, stintv1.Reason_REASON_BACKEND_UNAVAILABLE), codeUnavailable},
 		{of(codes.Unavailable, stintv1.Reason_REASON_UNSPECIFIED), codeUnavailable},
 		{of(codes.ResourceExhausted, stintv1.Reason_REASON_TOO_MANY_TASKS), codeUnavailable},
+		{of(codes.ResourceExhausted, stintv1.Reason_REASON_UNSPECIFIED), codeUsage}, // too large, by gRPC's word
 		{of(codes.DeadlineExceeded, stintv1.Reason_REASON_UNSPECIFIED), codeUnavailable},
 		{source.ErrUnreachable, codeUnavailable},
 	} {
