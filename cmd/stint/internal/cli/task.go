@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -80,7 +81,7 @@ func (a *app) taskDeclare() *cobra.Command {
 	cmd.Flags().DurationVar(&f.idle, "idle-timeout", 0, "close the task when nothing was heard for so long (default: the profile's)")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "deny instead of shortening what is longer than allowed")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "decide and answer, but open nothing")
-	cmd.Flags().StringVar(&f.from, "from", "", "take purpose, roles and labels of an earlier task")
+	cmd.Flags().StringVar(&f.from, "from", "", "take what no flag says from an earlier task: purpose, roles with parameters and TTLs, length, labels")
 	return cmd
 }
 
@@ -102,18 +103,25 @@ func (f *declareFlags) complete(ctx context.Context, s session) (agent.Declarati
 	if err != nil {
 		return d, err
 	}
-	if d.Purpose == "" {
-		d.Purpose = old.GetPurpose()
-	}
+	return again(d, old), nil
+}
+
+// again fills in what an earlier task says and the declaration doesn't.
+func again(d agent.Declaration, old *stintv1.Task) agent.Declaration {
+	d.Purpose = cmp.Or(d.Purpose, old.GetPurpose())
+	d.Description = cmp.Or(d.Description, old.GetDescription())
+	d.IdleTimeout = cmp.Or(d.IdleTimeout, old.GetIdleTimeout().AsDuration())
+	lasted := old.GetNotAfter().AsTime().Sub(old.GetCreateTime().AsTime())
+	d.TTL = cmp.Or(d.TTL, lasted.Round(time.Second)) // deadlines are whole seconds, beginnings are not
 	if d.Labels == nil {
 		d.Labels = old.GetLabels()
 	}
 	if len(d.Roles) == 0 {
 		for _, g := range old.GetGrants() {
-			d.Roles = append(d.Roles, agent.Role{Name: g.GetRole(), Parameters: g.GetParameters()})
+			d.Roles = append(d.Roles, agent.Role{Name: g.GetRole(), Parameters: g.GetParameters(), TTL: g.GetTtl().AsDuration()})
 		}
 	}
-	return d, nil
+	return d
 }
 
 func (a *app) declaredTable(w io.Writer, answer *stintv1.DeclareTaskResponse) error {
