@@ -208,10 +208,11 @@ audit {
   checkpoints = %q
 }
 ledger "sqlite" { stop_issuing_below = "64MiB" }
+limits { connection_max_age = %q }
 backend "stepca" "dev" { crl_url = "http://%s/crl.der" }
 `, filepath.Join(d.dir, "broker"), d.options.grpc, d.options.http, d.domain.Dir(), d.domain.Addr("stint"), devTrustDomain,
 		devTrustDomain, devTrustDomain, filepath.Join(d.dir, "keys", "audit.key"), filepath.Join(d.dir, "audit.jsonl"),
-		filepath.Join(d.dir, "checkpoints.log"), d.options.http)
+		filepath.Join(d.dir, "checkpoints.log"), d.options.connectionAge().String(), d.options.http)
 	if d.vault != nil {
 		text += fmt.Sprintf(`
 backend "vault" "dev" {

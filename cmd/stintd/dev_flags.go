@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/stint-dev/stint/broker/config"
 )
 
 // devOptions are the flags of `stintd dev`.
@@ -75,4 +77,11 @@ func (o devOptions) check() error {
 		faults = append(faults, fmt.Errorf("--vault-addr %q: write a URL, as in http://127.0.0.1:8200", o.vaultAddr))
 	}
 	return errors.Join(faults...)
+}
+
+// connectionAge is when a connection is recycled. Identities are renewed at half their life, so a new connection's SVID has at
+// least half of its own left: well under that, and no stock client meets the end of one.
+func (o devOptions) connectionAge() time.Duration {
+	const part = 5
+	return min(max(o.svidTTL/part, time.Second), config.Default().Limits.ConnectionMaxAge)
 }

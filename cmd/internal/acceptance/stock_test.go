@@ -1,14 +1,21 @@
 package acceptance_test
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"net"
 	"os/exec"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -91,6 +98,46 @@ func TestStockPythonProgram(t *testing.T) {
 		"PERMISSION_DENIED True\n"
 	if out != want {
 		t.Errorf("it says\n%swant\n%s", out, want)
+	}
+}
+
+// A stock client that keeps one connection and calls all the time never hears that an SVID ended: its connection is asked to
+// go away long before, and the next one comes with the SVID that is valid then.
+func TestStockClientOutlivesItsSVID(t *testing.T) {
+	t.Parallel()
+	const ttl = 10 * time.Second
+	d := startDev(t, []string{"--no-vault", "--svid-ttl", ttl.String()})
+	source, err := workloadapi.NewX509Source(t.Context(), workloadapi.WithClientOptions(workloadapi.WithAddr(d.variable("SPIFFE_ENDPOINT_SOCKET"))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	var dialled []time.Time // by the one connection of grpc at a time
+	server := tlsconfig.AuthorizeID(spiffeid.RequireFromString(d.variable("STINT_SERVER_ID")))
+	conn, err := grpc.NewClient(d.variable("STINT_ADDR"),
+		grpc.WithTransportCredentials(credentials.NewTLS(tlsconfig.MTLSClientConfig(source, source, server))),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+			dialled = append(dialled, time.Now())
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tasks := stintv1.NewTaskServiceClient(conn)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(ttl + ttl/5); time.Now().Before(end); <-tick.C {
+		if _, err := tasks.WhoAmI(t.Context(), &stintv1.WhoAmIRequest{}); err != nil {
+			t.Fatalf("%s after the first call: %v", time.Since(dialled[0]), err)
+		}
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for n, at := range append(dialled, time.Now())[1:] {
+		if lasted := at.Sub(dialled[n]); lasted > ttl/2 {
+			t.Errorf("connection %d lasted %s: its SVID may have ended on it", n+1, lasted)
+		}
 	}
 }
 
