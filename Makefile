@@ -45,7 +45,7 @@ build: ## Build stintd and stint into .bin.
 
 .PHONY: demo
 demo: build $(if $(VAULT),$(VAULT_BIN)) ## Run the whole story; VAULT=1 builds Vault first and adds it.
-	$(BIN)/stintd demo
+	$(if $(VAULT),VAULT_BIN='$(VAULT_BIN)' )$(BIN)/stintd demo$(if $(VAULT), --vault)
 
 .PHONY: run
 run: build ## Run a development broker with everything in one process.

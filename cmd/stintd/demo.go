@@ -16,19 +16,24 @@ import (
 const demoLimit = 2 * time.Minute
 
 func demoCommand() *cobra.Command {
-	var asJSON, noVault bool
+	var o devOptions
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Tell the whole story in under a minute, for real, and exit 0 only if every step did what it says",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.noVault && o.needVault {
+				return &codeError{exitUsage, errors.New("--vault and --no-vault: only one of them")}
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), demoLimit)
 			defer cancel()
-			return demo(ctx, &narrator{out: cmd.OutOrStdout(), json: asJSON}, noVault)
+			return demo(ctx, &narrator{out: cmd.OutOrStdout(), json: asJSON}, o)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per step")
-	cmd.Flags().BoolVar(&noVault, "no-vault", false, "leave Vault out even where there is one")
+	cmd.Flags().BoolVar(&o.noVault, "no-vault", false, "leave Vault out even where there is one")
+	cmd.Flags().BoolVar(&o.needVault, "vault", false, "fail where there is no Vault, instead of leaving it out")
 	return cmd
 }
 
@@ -82,25 +87,21 @@ func (s *step) say(format string, args ...any) {
 	s.Detail = append(s.Detail, fmt.Sprintf(format, args...))
 }
 
-// demo runs a development broker in a directory of its own, and the story in front of it.
-func demo(ctx context.Context, n *narrator, noVault bool) (err error) {
+// demo runs a development broker in a directory and on ports of its own, and the story in front of it.
+func demo(ctx context.Context, n *narrator, o devOptions) (err error) {
 	began := time.Now()
-	dir, err := os.MkdirTemp("", "stint-demo-")
-	if err != nil {
+	if o.dataDir, err = os.MkdirTemp("", "stint-demo-"); err != nil {
 		return fmt.Errorf("make a directory: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	grpcAddr, err := freeAddr(ctx)
-	if err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(o.dataDir)) }()
+	if o.grpc, err = freeAddr(ctx); err != nil {
 		return err
 	}
-	httpAddr, err := freeAddr(ctx)
-	if err != nil {
+	if o.http, err = freeAddr(ctx); err != nil {
 		return err
 	}
-	d, err := openDev(ctx, devOptions{
-		dataDir: dir, grpc: grpcAddr, http: httpAddr, noVault: noVault, logLevel: "error", svidTTL: 10 * time.Minute,
-	})
+	o.logLevel, o.svidTTL = "error", 10*time.Minute
+	d, err := openDev(ctx, o)
 	if err != nil {
 		return err
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	vaultapi "github.com/hashicorp/vault/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -49,6 +48,9 @@ func tellStory(ctx context.Context, n *narrator, d *devBroker) (err error) {
 
 func (s *story) tell(ctx context.Context, n *narrator) error {
 	vault := s.dev.vault != nil
+	if !vault && !s.dev.options.noVault && !n.json {
+		fmt.Fprintf(n.out, "    Without Vault: %s.\n", whereVault)
+	}
 	steps := []struct {
 		title string
 		do    func(context.Context, *step) error
@@ -157,19 +159,15 @@ func (s *story) secrets(ctx context.Context, st *step) error {
 // redeem does what the ssh helper on a host does: asks Vault whether a one-time password is good. Doing so uses it up. It
 // returns the address that the password is for, and "" for one that Vault does not know.
 func (s *story) redeem(ctx context.Context, otp *agent.Credential) (string, error) {
-	c, err := vaultapi.NewClient(&vaultapi.Config{Address: s.dev.vault.addr, Timeout: 10 * time.Second})
-	if err != nil {
-		return "", fmt.Errorf("vault client: %w", err)
-	}
-	c.ClearToken() // the endpoint needs none
-	answer, err := c.Logical().WriteWithContext(ctx, "ssh/verify", map[string]any{"otp": string(otp.Fields["key"].Expose())})
-	if re, ok := errors.AsType[*vaultapi.ResponseError](err); ok && re.StatusCode == http.StatusBadRequest {
+	host := devVault{addr: s.dev.vault.addr} // the endpoint needs no token
+	answer, err := host.write(ctx, "ssh/verify", map[string]any{"otp": string(otp.Fields["key"].Expose())})
+	if refusal, ok := errors.AsType[*vaultRefusal](err); ok && refusal.status == http.StatusBadRequest {
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("ask vault about the password: %w", err)
 	}
-	ip, ok := answer.Data["ip"].(string)
+	ip, ok := answer["ip"].(string)
 	if !ok {
 		return "", errors.New("vault's answer names no address")
 	}

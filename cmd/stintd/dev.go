@@ -180,11 +180,16 @@ func (d *devBroker) openVault(ctx context.Context) error {
 	case d.options.noVault:
 		return nil
 	}
-	binary := findVault()
+	binary, err := findVault()
+	if err != nil {
+		return err
+	}
 	if binary == "" {
+		if d.options.needVault {
+			return errors.New("there is no vault: " + whereVault)
+		}
 		return nil
 	}
-	var err error
 	d.vault, err = startVault(ctx, binary)
 	return err
 }

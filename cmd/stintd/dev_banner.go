@@ -60,7 +60,7 @@ func (d *devBroker) vaultLine() string {
 	case d.vault == nil && d.options.noVault:
 		return "none (--no-vault)" + note
 	case d.vault == nil:
-		return "none: there is no vault on PATH or in .bin" + note
+		return "none: " + whereVault + note
 	case d.vault.binary == "":
 		return "using " + d.vault.addr
 	default:

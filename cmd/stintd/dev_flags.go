@@ -21,6 +21,7 @@ type devOptions struct {
 	grpc      string
 	http      string
 	noVault   bool
+	needVault bool // fail where there is none
 	vaultAddr string
 	logLevel  string
 	svidTTL   time.Duration
@@ -32,7 +33,7 @@ func devCommand() *cobra.Command {
 		Use:   "dev",
 		Short: "Run everything in one process, for development: identities, CA, ledger, and a Vault where there is one",
 		Long: `Run a broker with a trust domain of its own, an embedded CA, a ledger, and ready-made identities, roles and a profile.
-A development Vault is started when a vault binary is on PATH or in .bin. A Vault that the environment names (VAULT_ADDR)
+A development Vault is started when a vault binary is on PATH or in .bin, or VAULT_BIN names one. A Vault that the environment names (VAULT_ADDR)
 is never touched, unless --vault-addr says so; VAULT_TOKEN must then hold a token that may set it up.
 Ctrl-C ends every task, then stops.`,
 		Args: cobra.NoArgs,

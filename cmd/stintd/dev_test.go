@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -58,6 +61,48 @@ func TestDemo(t *testing.T) {
 	}
 }
 
+// TestDemoFails holds that the demo's exit status is 0 only if every step did what it says.
+func TestDemoFails(t *testing.T) {
+	t.Parallel()
+	d := launchWith(t, shortDir(t), []string{"VAULT_BIN=/none/vault"}, "demo", "--vault")
+	if code := d.wait(t, time.Minute); code == 0 || !strings.Contains(d.log(t), "VAULT_BIN") {
+		t.Errorf("demo --vault without a vault exits with %d: %s", code, d.log(t))
+	}
+	d = launchWith(t, shortDir(t), []string{"PATH=/none"}, "demo", "--vault")
+	if code := d.wait(t, time.Minute); code == 0 || !strings.Contains(d.log(t), whereVault) {
+		t.Errorf("demo --vault without a vault exits with %d: %s", code, d.log(t))
+	}
+
+	failed := errors.New("not what it says")
+	var out bytes.Buffer
+	n := narrator{out: &out, json: true}
+	if err := n.tell(t.Context(), "a step", func(context.Context, *step) error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("a step that failed is told as %v", err)
+	}
+	var s step
+	if err := json.Unmarshal(out.Bytes(), &s); err != nil || s.OK || s.Error != failed.Error() {
+		t.Errorf("a step that failed is written as %s, %v", out.Bytes(), err)
+	}
+
+	// The broker ends well where a step fails or its time is over; the error comes out all the same.
+	broken, err := openDev(t.Context(), devOptions{
+		dataDir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t), noVault: true, logLevel: "error", svidTTL: 10 * time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err = broken.run(ctx, func(ctx context.Context) error {
+		cancel()
+		<-ctx.Done()
+		return n.tell(ctx, "a step out of time", func(ctx context.Context, _ *step) error { return ctx.Err() })
+	})
+	if err = errors.Join(err, broken.close()); !errors.Is(err, context.Canceled) {
+		t.Errorf("a demo whose time is over ends with %v", err)
+	}
+}
+
 // devSite is a `stintd dev` with a data directory of the test's.
 type devSite struct{ dir, grpc, http string }
 
@@ -99,6 +144,9 @@ func TestDev(t *testing.T) {
 	d := s.start(t)
 	d.prints(t, d.stdout, "DEVELOPMENT MODE")
 	d.prints(t, d.stdout, "fresh")
+	if ignored := string(read(t, s.dir+"/state/.gitignore")); ignored != "*\n" {
+		t.Errorf("git ignores %q of the data directory", ignored)
+	}
 	first := s.certificate(t)
 	s.refusedByServe(t)
 	d.interrupt(t)

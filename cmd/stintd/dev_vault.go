@@ -10,12 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
-
-	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
@@ -34,20 +33,36 @@ type devVault struct {
 // is left of the minute of role build-host by then.
 const devLeaseTTL = "50s"
 
-// findVault returns the vault binary on PATH or in .bin, or "".
-func findVault() string {
+// envVaultBin names a vault binary, for make and for the tests too.
+const envVaultBin = "VAULT_BIN"
+
+// whereVault says where one is looked for.
+const whereVault = "VAULT_BIN names none, and none is on PATH or in .bin"
+
+// findVault returns the vault binary that the environment names, or the one on PATH or in .bin, or "".
+func findVault() (string, error) {
+	if named := os.Getenv(envVaultBin); named != "" {
+		path, err := exec.LookPath(named)
+		if err == nil {
+			path, err = filepath.Abs(path)
+		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", envVaultBin, err)
+		}
+		return path, nil
+	}
 	if path, err := exec.LookPath("vault"); err == nil {
-		return path
+		return path, nil
 	}
 	for _, dir := range []string{".bin", filepath.Dir(selfPath())} {
 		path := filepath.Join(dir, "vault")
 		if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 {
 			if abs, err := filepath.Abs(path); err == nil {
-				return abs
+				return abs, nil
 			}
 		}
 	}
-	return ""
+	return "", nil
 }
 
 func selfPath() string {
@@ -108,28 +123,14 @@ func (v *devVault) stop() error {
 	return errors.Join(err, os.RemoveAll(v.cmd.Dir))
 }
 
-func (v *devVault) client() (*vaultapi.Client, error) {
-	cfg := &vaultapi.Config{Address: v.addr, Timeout: 10 * time.Second, MaxRetries: 0}
-	c, err := vaultapi.NewClient(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("vault client: %w", err)
-	}
-	c.SetToken(string(v.token.Expose()))
-	return c, nil
-}
-
 func (v *devVault) waitUp(ctx context.Context) error {
-	c, err := v.client()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		health, err := c.Sys().HealthWithContext(ctx)
-		if err == nil && health.Initialized && !health.Sealed {
+		_, err := v.call(ctx, http.MethodGet, "sys/health", nil) // a success is an active, unsealed node
+		if err == nil {
 			return nil
 		}
 		select {
@@ -143,10 +144,6 @@ func (v *devVault) waitUp(ctx context.Context) error {
 // prepare gives the development Vault what an operator gives a real one: the ssh engine, the token role, the minimal
 // policies, and JWT login for the broker's own JWT-SVIDs.
 func (v *devVault) prepare(ctx context.Context, cfg vault.Config, roles []plugins.Role, spiffeID string, jwtKeys []any) error {
-	c, err := v.client()
-	if err != nil {
-		return err
-	}
 	own, err := vault.PolicyText(cfg, roles)
 	if err != nil {
 		return fmt.Errorf("policy of the broker: %w", err)
@@ -181,8 +178,8 @@ func (v *devVault) prepare(ctx context.Context, cfg vault.Config, roles []plugin
 		}{"sys/policies/acl/" + name, map[string]any{"policy": text}})
 	}
 	for _, s := range steps {
-		if _, err := c.Logical().WriteWithContext(ctx, s.path, s.body); err != nil {
-			return fmt.Errorf("prepare development vault: write %s: %w", s.path, err)
+		if _, err := v.write(ctx, s.path, s.body); err != nil {
+			return fmt.Errorf("prepare development vault: %w", err)
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"strings"
 	"syscall"
@@ -28,15 +29,18 @@ func TestVaultFails(t *testing.T) {
 	d := s.start(t)
 	task := declare(t, s.agent(t, agentPath), 10*time.Minute, dbRole, slowRole)
 	issue(t, task, dbRole)
-	refused := func(role string, want stintv1.Reason) {
+	refused := func(role string, want stintv1.Reason) *agent.Error {
 		t.Helper()
 		before := users(t, pg, "v-%")
-		if _, err := task.Issue(t.Context(), role, agent.IssueOptions{}); agent.ReasonOf(err) != want {
-			t.Errorf("issue %s: %v, want %s", role, err, want)
+		_, err := task.Issue(t.Context(), role, agent.IssueOptions{})
+		refusal, ok := errors.AsType[*agent.Error](err)
+		if !ok || refusal.Reason != want {
+			t.Fatalf("issue %s: %v, want %s", role, err, want)
 		}
 		if n := users(t, pg, "v-%"); n != before {
 			t.Errorf("after an issue that was refused PostgreSQL has %d users, before %d", n, before)
 		}
+		return refusal
 	}
 
 	tokenDies(t, s, f, pg, task)
@@ -51,6 +55,11 @@ func TestVaultFails(t *testing.T) {
 	}
 	refused(dbRole, stintv1.Reason_REASON_BACKEND_MISCONFIGURED)
 	d.says(t, "stint-orders-db-read")
+
+	// It is there, and allows something else.
+	f.Policy(t, "stint-orders-db-read", `path "database/creds/other" { capabilities = ["read"] }`)
+	refused(dbRole, stintv1.Reason_REASON_BACKEND_MISCONFIGURED)
+	d.saysAtOnce(t, "database/creds/stint-orders-ro", "policy stint-orders-db-read", "`stintd setup vault`")
 	f.Policy(t, "stint-orders-db-read", policy)
 
 	// Stint's own policy lacks what it needs.
@@ -65,7 +74,10 @@ func TestVaultFails(t *testing.T) {
 	issue(t, task, dbRole)
 
 	server.Seal(t)
-	refused(dbRole, stintv1.Reason_REASON_BACKEND_UNAVAILABLE)
+	sealed := refused(dbRole, stintv1.Reason_REASON_BACKEND_UNAVAILABLE)
+	if sealed.Message != "vault/main is sealed, retry in 5 s; nothing was issued" || sealed.RetryAfter != 5*time.Second {
+		t.Errorf("of a sealed Vault the agent hears %q, retry after %s", sealed.Message, sealed.RetryAfter)
+	}
 	eventually(t, 10*time.Second, func() error {
 		if report := string(s.get(t, "/readyz")); !strings.Contains(report, "vault/main") || !strings.Contains(report, "degraded") {
 			return errNotYet
@@ -133,6 +145,9 @@ func tokenDies(t *testing.T, s *site, f *vaulttest.Fixture, pg *servertest.Postg
 	name := "leases/" + dying.ID.String()
 	if err == nil {
 		return // the credential was made; it ends with its task like any other
+	}
+	if reason := agent.ReasonOf(err); reason != stintv1.Reason_REASON_BACKEND_UNAVAILABLE && reason != stintv1.Reason_REASON_BACKEND_MISCONFIGURED {
+		t.Errorf("the issue whose token died says %s: %v", reason, err)
 	}
 	eventually(t, time.Minute, func() error {
 		if l := s.ledger(t).leases[name]; !l.State.Final() {

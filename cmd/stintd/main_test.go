@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,6 +40,14 @@ type daemon struct {
 	exited chan struct{} // closed once it has been waited for
 }
 
+// hostile are variables of Vault's own tools that stintd must not read: a proxy where nobody listens, a CA that is not there.
+func hostile() []string {
+	return []string{
+		"VAULT_ADDR=http://127.0.0.1:1", "VAULT_PROXY_ADDR=http://127.0.0.1:1", "VAULT_HTTP_PROXY=http://127.0.0.1:1", "VAULT_NAMESPACE=none",
+		"VAULT_TOKEN=hvs.none", "VAULT_CACERT=/none", "VAULT_MAX_RETRIES=many", `VAULT_HEADERS={"X-Vault-Namespace":"none"}`,
+	}
+}
+
 // launch starts stintd with these arguments, in a directory that also takes what it prints.
 func launch(tb testing.TB, dir string, args ...string) *daemon {
 	tb.Helper()
@@ -64,7 +73,7 @@ func launchWith(tb testing.TB, dir string, env []string, args ...string) *daemon
 	d.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), self, args...)
 	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, out, errs
 	d.cmd.Env = []string{runMain + "=1", "HOME=" + dir, "TMPDIR=" + dir, "PATH=" + vaultDir() + ":/usr/bin:/bin", "GORACE=halt_on_error=0"}
-	d.cmd.Env = append(d.cmd.Env, env...)
+	d.cmd.Env = slices.Concat(d.cmd.Env, hostile(), env)
 	dieTogether(d.cmd)
 	started := make(chan error, 1)
 	go func() {
@@ -144,6 +153,19 @@ func (d *daemon) log(tb testing.TB) string {
 func (d *daemon) says(tb testing.TB, text string) {
 	tb.Helper()
 	d.prints(tb, d.stderr, text)
+}
+
+// saysAtOnce waits until one line of the log holds all of these.
+func (d *daemon) saysAtOnce(tb testing.TB, texts ...string) {
+	tb.Helper()
+	eventually(tb, time.Minute, func() error {
+		for line := range strings.Lines(d.log(tb)) {
+			if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+				return nil
+			}
+		}
+		return fmt.Errorf("no line of stintd's holds all of %q; it said:\n%s", texts, tail(d.log(tb)))
+	})
 }
 
 // prints waits until one of its files holds a text.

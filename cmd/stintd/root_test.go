@@ -22,6 +22,7 @@ func TestUsage(t *testing.T) {
 		"dev --log-level loud":         "--log-level",
 		"dev --svid-ttl 0s":            "--svid-ttl",
 		"dev --vault-addr 127.0.0.1:1": "--vault-addr",
+		"demo --vault --no-vault":      "vault",
 	} {
 		t.Run(line, func(t *testing.T) {
 			t.Parallel()

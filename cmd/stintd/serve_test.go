@@ -1,7 +1,9 @@
 package main
 
 import (
+	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -79,16 +81,51 @@ func (v *served) isSeen(t *testing.T) {
 	if report := string(v.get(t, "/readyz")); !strings.Contains(report, "vault/main") || strings.Contains(report, "not ready") {
 		t.Errorf("/readyz says:\n%s", report)
 	}
-	if got := string(v.get(t, "/metrics")); !strings.Contains(got, dbRole) {
-		t.Errorf("/metrics has nothing of role %s", dbRole)
-	}
+	v.isMeasured(t)
 	user := string(v.issued[dbRole].Fields["username"].Expose())
 	if ref := v.ledger(t).leases[v.issued[dbRole].Lease.GetName()].PublicRef; !strings.Contains(ref, user) {
 		t.Errorf("the ledger's reference is %q, the user %q", ref, user)
 	}
-	who, err := v.admin(t).Admin().WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: user})
-	if err != nil || who.GetTask().GetName() != v.task.Name() {
-		t.Errorf("whois %s: %v, %v", user, who, err)
+	var handle struct{ Accessor, Lease string }
+	l := v.ledger(t).leases[v.issued[dbRole].Lease.GetName()]
+	if err := json.Unmarshal([]byte(l.Handle), &handle); err != nil {
+		t.Fatal(err)
+	}
+	operator := v.admin(t).Admin()
+	for _, found := range []string{user, handle.Accessor, handle.Lease} {
+		who, err := operator.WhoIs(t.Context(), &stintv1.WhoIsRequest{Query: found})
+		if found == "" || err != nil || who.GetTask().GetName() != v.task.Name() || who.GetLease().GetName() != v.issued[dbRole].Lease.GetName() {
+			t.Errorf("whois %q: %v, %v", found, who, err)
+		}
+	}
+}
+
+// isMeasured reads the metrics by name, after one denial: each is of this daemon, and none is what an empty one has.
+func (v *served) isMeasured(t *testing.T) {
+	t.Helper()
+	_, err := v.client.Declare(t.Context(), agent.Declaration{Purpose: "launder-money"})
+	if got := agent.ReasonOf(err); got != stintv1.Reason_REASON_PURPOSE_OUTSIDE_PROFILE {
+		t.Fatalf("a purpose of nobody: %v", err)
+	}
+	values := map[string]float64{}
+	for line := range strings.Lines(string(v.get(t, "/metrics"))) {
+		name, text, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		if !strings.Contains(line, "{") {
+			name, text, _ = strings.Cut(strings.TrimSpace(line), " ")
+		}
+		if value, err := strconv.ParseFloat(text, 64); err == nil {
+			values[name] = value
+		}
+	}
+	for _, name := range []string{
+		`stint_credentials_issued_total{backend="vault/main",role="` + dbRole + `"`, `stint_denied_total{reason="PURPOSE_OUTSIDE_PROFILE"`,
+		`stint_leases{state="ACTIVE"`, `stint_tasks{state="ACTIVE"`, "stint_commit_seconds_count", `stint_backend_up{backend="vault/main"`,
+		`stint_backend_up{backend="stepca/remote"`, "stint_audit_size", "stint_free_disk_bytes", "stint_svid_expiry_seconds",
+		`stint_ca_expiry_seconds{backend="stepca/internal"`, "stint_ready", "stint_ledger_readable",
+	} {
+		if values[name] < 1 {
+			t.Errorf("/metrics has %s as %v, want at least 1", name, values[name])
+		}
 	}
 }
 
