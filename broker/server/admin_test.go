@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -95,6 +96,9 @@ func TestBackendDown(t *testing.T) {
 		Task: task.GetName(), Role: "orders-db", RequestId: brokertest.RequestID(),
 	})
 	wantReason(t, err, codes.Unavailable, fault.BackendUnavailable)
+	if retry := detail[errdetails.RetryInfo](err).GetRetryDelay().AsDuration(); retry != 5*time.Second {
+		t.Errorf("retry after %s", retry)
+	}
 	if h.Memory.Calls(plugintest.OpIssue) != 1 {
 		t.Errorf("issue was called %d times", h.Memory.Calls(plugintest.OpIssue))
 	}

@@ -241,6 +241,23 @@ func TestWatchSeesTheEnd(t *testing.T) {
 	}
 }
 
+// collect reads all pages, of at most two, and returns the names of what they hold.
+func collect[T interface{ GetName() string }](t *testing.T, list func(token string) ([]T, string, error)) []string {
+	t.Helper()
+	var names []string
+	for token, more := "", true; more; more = token != "" {
+		page, next, err := list(token)
+		if err != nil || len(page) > 2 || len(names) > 20 {
+			t.Fatalf("a page of %d after %d: %v", len(page), len(names), err)
+		}
+		for _, one := range page {
+			names = append(names, one.GetName())
+		}
+		token = next
+	}
+	return names
+}
+
 func TestPages(t *testing.T) {
 	t.Parallel()
 	h := brokertest.Start(t, brokertest.Config{})
@@ -250,19 +267,11 @@ func TestPages(t *testing.T) {
 		want = append(want, agent.Declare(t, "orders-db").GetName())
 	}
 	slices.Reverse(want)
-	var got, all []string
-	for token := ""; ; {
+	var all []string
+	got := collect(t, func(token string) ([]*stintv1.Task, string, error) {
 		page, err := agent.Tasks.ListTasks(t.Context(), &stintv1.ListTasksRequest{PageSize: 2, PageToken: token})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, task := range page.GetTasks() {
-			got = append(got, task.GetName())
-		}
-		if token = page.GetNextPageToken(); token == "" {
-			break
-		}
-	}
+		return page.GetTasks(), page.GetNextPageToken(), err
+	})
 	page, err := ops.Admin.ListAllTasks(t.Context(), &stintv1.ListAllTasksRequest{
 		PageSize: 5, Agent: "spiffe://example.org/agent/a", States: []stintv1.TaskState{stintv1.TaskState_TASK_STATE_ACTIVE},
 	})
@@ -275,9 +284,66 @@ func TestPages(t *testing.T) {
 	if !cmp.Equal(got, want) || !cmp.Equal(all, want) || page.GetNextPageToken() != "" {
 		t.Errorf("pages %v, all %v (next %q), want %v", got, all, page.GetNextPageToken(), want)
 	}
+	var leases []string
+	for range 5 {
+		leases = append(leases, agent.Issue(t, &stintv1.Task{Name: want[0]}, "orders-db").GetLease().GetName())
+	}
+	slices.Reverse(leases)
+	got = collect(t, func(token string) ([]*stintv1.Lease, string, error) {
+		page, err := agent.Credentials.ListLeases(t.Context(), &stintv1.ListLeasesRequest{Task: want[0], PageSize: 2, PageToken: token})
+		return page.GetLeases(), page.GetNextPageToken(), err
+	})
+	all = collect(t, func(token string) ([]*stintv1.Lease, string, error) {
+		page, err := ops.Admin.ListAllLeases(t.Context(), &stintv1.ListAllLeasesRequest{PageSize: 2, PageToken: token})
+		return page.GetLeases(), page.GetNextPageToken(), err
+	})
+	if !cmp.Equal(got, leases) || !cmp.Equal(all, leases) {
+		t.Errorf("leases %v, all %v, want %v", got, all, leases)
+	}
 	for _, token := range []string{"no base64!", "AAAA"} {
 		_, err := agent.Tasks.ListTasks(t.Context(), &stintv1.ListTasksRequest{PageToken: token})
 		wantReason(t, err, codes.InvalidArgument, fault.InvalidArgument)
+	}
+}
+
+// What is too long is shortened and said, and with strict refused.
+func TestStrict(t *testing.T) {
+	t.Parallel()
+	agent := brokertest.Start(t, brokertest.Config{}).As(t, "/agent/a")
+	req := &stintv1.DeclareTaskRequest{Purpose: "reconcile-invoices", RequestId: brokertest.RequestID(), Ttl: wait(9 * time.Hour), Strict: true}
+	_, err := agent.Tasks.DeclareTask(t.Context(), req)
+	wantReason(t, err, codes.PermissionDenied, fault.TTLTooLong)
+	req.Strict, req.RequestId = false, brokertest.RequestID()
+	answer, err := agent.Tasks.DeclareTask(t.Context(), req)
+	if clamps := answer.GetClamps(); err != nil || len(clamps) != 1 || clamps[0].GetGranted().AsDuration() != time.Hour {
+		t.Errorf("got %v, %v", answer, err)
+	}
+}
+
+// A denial by a policy names it, and what of the context it read.
+func TestPolicyDenied(t *testing.T) {
+	t.Parallel()
+	agent := brokertest.Start(t, brokertest.Config{Resources: brokertest.Resources + `---
+apiVersion: stint.dev/v1
+kind: Policy
+metadata: {name: short}
+spec:
+  cedar: |
+    forbid (principal, action == Stint::Action::"issue", resource == Stint::Role::"orders-db")
+    when { context.ttl > duration("1m") && context.method == "x509-svid" };
+`}).As(t, "/agent/a")
+	_, err := agent.Tasks.DeclareTask(t.Context(), &stintv1.DeclareTaskRequest{
+		Purpose: "reconcile-invoices", RequestId: brokertest.RequestID(), Roles: []*stintv1.RoleRequest{{Role: "orders-db"}},
+	})
+	wantReason(t, err, codes.PermissionDenied, fault.PolicyDenied)
+	got := detail[errdetails.ErrorInfo](err).GetMetadata()
+	for key, want := range map[string]string{
+		"classes": "policy", "reasons": "POLICY_DENIED", "policies": "policy/short", "conditions": "method,ttl",
+		"profile": "agents", "owner": "platform@example.org",
+	} {
+		if got[key] != want {
+			t.Errorf("%s is %q, want %q", key, got[key], want)
+		}
 	}
 }
 

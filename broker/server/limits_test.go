@@ -2,6 +2,9 @@ package server_test
 
 import (
 	"context"
+	"errors"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +17,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -24,6 +28,7 @@ import (
 	"github.com/stint-dev/stint/attestor/attestortest" //nolint:depguard // tests choose who is calling
 	"github.com/stint-dev/stint/broker/brokertest"
 	"github.com/stint-dev/stint/broker/fault"
+	"github.com/stint-dev/stint/broker/server"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // as above
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -78,6 +83,59 @@ func TestBrokenWellKnownTypes(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestConnections meets the limits of one connection: silence before a handshake, calls at once, and age.
+func TestConnections(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{Listen: true, Limits: server.Limits{ConnectionTimeout: 200 * time.Millisecond, MaxConcurrentStreams: 1}})
+	silent, err := new(net.Dialer).DialContext(t.Context(), "tcp", h.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	if err = silent.SetReadDeadline(time.Now().Add(8 * time.Second)); err != nil { // before the default of the timeout
+		t.Fatal(err)
+	}
+	if _, err = silent.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a peer that says nothing is not cut: %v", err)
+	}
+
+	agent := h.As(t, "/agent/a")
+	task := agent.Declare(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	watch, err := agent.Tasks.WatchTask(ctx, &stintv1.WatchTaskRequest{Name: task.GetName()})
+	if err == nil {
+		_, err = watch.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, end := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer end()
+	if _, err = agent.Tasks.WhoAmI(short, &stintv1.WhoAmIRequest{}); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a second call on a connection for one: %v", err)
+	}
+	cancel()
+	if err = whoAmI(t, agent); err != nil {
+		t.Errorf("once the first call is over: %v", err)
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		h := brokertest.Start(t, brokertest.Config{Limits: server.Limits{MaxConnectionAge: time.Minute}})
+		agent := h.As(t, "/agent/a")
+		if err := whoAmI(t, agent); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if !agent.Conn.WaitForStateChange(t.Context(), connectivity.Ready) || time.Since(began) > 2*time.Minute {
+			t.Errorf("a connection is %s old", time.Since(began))
+		}
+		if err := whoAmI(t, agent); err != nil {
+			t.Errorf("on the next connection: %v", err)
+		}
+	})
 }
 
 // raw is a codec that sends bytes as they are.

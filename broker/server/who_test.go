@@ -6,6 +6,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/stint-dev/stint/broker/brokertest"
 	"github.com/stint-dev/stint/broker/fault"
@@ -55,6 +57,40 @@ func TestWhoAmI(t *testing.T) {
 		if hasEnd := got.GetSvidExpires() != nil; hasEnd == (c.method == "local") {
 			t.Errorf("%s: expires %v", c.id, got.GetSvidExpires())
 		}
+	}
+}
+
+// What an agent hears of itself, whole.
+func TestWhoAmIWhole(t *testing.T) {
+	t.Parallel()
+	h := brokertest.Start(t, brokertest.Config{})
+	got, err := h.As(t, "/agent/a").Tasks.WhoAmI(t.Context(), &stintv1.WhoAmIRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := func(name string, normal, most time.Duration) *stintv1.AvailableRole {
+		return &stintv1.AvailableRole{
+			Name: name, DefaultTtl: durationpb.New(normal), MaxTtl: durationpb.New(most),
+			Exposure: &stintv1.Exposure{Max: durationpb.New(0), Reason: "revoked synchronously"}, Delivery: &stintv1.Delivery{},
+		}
+	}
+	certificate, orders := role("client-cert", 5*time.Minute, 10*time.Minute), role("orders-db", 10*time.Minute, 30*time.Minute)
+	certificate.NeedsCsr = true
+	orders.Description = "Rows of the orders database"
+	orders.Delivery = &stintv1.Delivery{
+		Env:  map[string]string{"PGUSER": "{{ .username }}", "PGPASSWORD": "{{ .password }}"}, //nolint:gosec // templates
+		With: map[string]string{"PGHOST": "orders.db.example.org"},
+	}
+	parametric := role("parametric", 5*time.Minute, 10*time.Minute)
+	parametric.Parameters = []*stintv1.ParameterInfo{{Name: "host", Pattern: "[a-z0-9.]+", Required: true, Description: "Where to"}}
+	want := &stintv1.WhoAmIResponse{
+		Id: "spiffe://example.org/agent/a", Method: "x509-svid", Profile: "agents", Owner: "platform@example.org",
+		Purposes: []string{"answer-invoice", "reconcile-invoices"}, MaxTaskTtl: durationpb.New(time.Hour),
+		Roles:         []*stintv1.AvailableRole{certificate, orders, parametric, role("vault-like", 5*time.Minute, 10*time.Minute)},
+		ServerVersion: brokertest.Version, ServerId: "spiffe://example.org/stint",
+	}
+	if diff := cmp.Diff(want, got, protocmp.Transform(), protocmp.IgnoreFields(want, "svid_expires", "server_time")); diff != "" {
+		t.Error(diff)
 	}
 }
 
