@@ -2,10 +2,25 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 )
+
+// TestVersion names the version, Go's, and the platform.
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	root := newRoot()
+	root.SetArgs([]string{"version"})
+	var out strings.Builder
+	root.SetOut(&out)
+	want := fmt.Sprintf("stintd %s %s %s/%s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	if err := root.ExecuteContext(t.Context()); err != nil || out.String() != want {
+		t.Errorf("%q, %v; want %q", out.String(), err, want)
+	}
+}
 
 // TestUsage exits with 2 where the command line is wrong, and says what was meant.
 func TestUsage(t *testing.T) {

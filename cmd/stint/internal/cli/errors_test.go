@@ -80,6 +80,17 @@ func TestReport(t *testing.T) {
 			codeUnavailable,
 			"unavailable: BACKEND_UNAVAILABLE vault/prod is sealed, retry in 5 s; nothing was issued\nnext:   retry in 5s · request r2\n",
 		},
+		"a task that is over": {
+			declareAgain(&agent.Error{
+				Code: codes.FailedPrecondition, Reason: stintv1.Reason_REASON_TASK_EXPIRED, Message: "the task expired", RequestID: "r3",
+			}, "tasks/answer-7f3k"),
+			codeEnded, "ended: TASK_EXPIRED the task expired\nnext:   stint task declare --from answer-7f3k · request r3\n",
+		},
+		"a request that is too large": {
+			&agent.Error{Code: codes.ResourceExhausted, Message: "grpc: received message larger than max (300000 vs. 262144)"}, codeUsage,
+			"invalid: RESOURCE_EXHAUSTED grpc: received message larger than max (300000 vs. 262144)\n" +
+				"next:   send less at once; over --admin-socket the broker takes 4 MiB\n",
+		},
 		"several fields": {
 			&agent.Error{
 				Code: codes.InvalidArgument, Reason: stintv1.Reason_REASON_INVALID_ARGUMENT, Message: "2 fields are invalid",

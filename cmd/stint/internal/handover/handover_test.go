@@ -121,6 +121,45 @@ func TestListReplaces(t *testing.T) {
 	}
 }
 
+// Files with credentials lie in memory where there is a tmpfs of the user's, and in a folder of mode 0700 everywhere.
+func TestFoldersAreInMemoryWhereTheyCanBe(t *testing.T) {
+	t.Parallel()
+	const shm = "/dev/shm" // on Linux a tmpfs, as $XDG_RUNTIME_DIR is
+	disk := os.TempDir()
+	for _, tc := range []struct {
+		candidates []string
+		base       string
+		memory     bool
+	}{
+		{[]string{"", shm}, shm, inMemory(shm)},
+		{[]string{"dev/shm", shm}, shm, inMemory(shm)}, // relative to nowhere
+		{[]string{"/proc", shm}, shm, inMemory(shm)},
+		{[]string{"/nonexistent"}, disk, false},
+		{nil, disk, false},
+	} {
+		if !tc.memory {
+			tc.base = disk
+		}
+		if base, memory := chooseBase(tc.candidates...); base != tc.base || memory != tc.memory {
+			t.Errorf("of %q: %s, in memory %t; want %s, %t", tc.candidates, base, memory, tc.base, tc.memory)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/mounts"); err == nil && strings.Contains(string(mounts), " "+shm+" tmpfs ") != inMemory(shm) {
+		t.Errorf("in memory is %s: %t, not as /proc/mounts says", shm, inMemory(shm))
+	}
+	f, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(f.Path())
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("folder %v, %v", info.Mode(), err)
+	}
+	if err = f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFoldersOfTheDeadAreRemoved(t *testing.T) {
 	t.Parallel()
 	base := t.TempDir()

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/stint-dev/stint/attestor/devdomain"
+	"github.com/stint-dev/stint/attestor/x509svid"
+	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
+)
+
+// TestTokenListener serves listen.jwt, as an operator would configure it: a token for the broker is an identity there, one for
+// somebody else is none.
+func TestTokenListener(t *testing.T) {
+	t.Parallel()
+	d, err := openDev(t.Context(), devOptions{
+		dataDir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t), noVault: true, logLevel: "error", svidTTL: 10 * time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d.cfg.Listen.JWT = freeLoopback(t)
+	broker, caller := spiffeid.RequireFromPath(d.domain.Bundle().TrustDomain(), "/stint"), identities()[1].ID
+	ctx, stop := context.WithCancel(t.Context())
+	err = d.run(ctx, func(ctx context.Context) error {
+		defer stop()
+		conn, err := grpc.NewClient(d.cfg.Listen.JWT, grpc.WithTransportCredentials(credentials.NewTLS(x509svid.TokenClientConfig(d.domain.Bundle(), broker))))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		ask := func(audience string) (*stintv1.WhoAmIResponse, error) {
+			token, err := d.domain.IssueJWT(devdomain.JWTRequest{ID: caller, Audience: []string{audience}})
+			if err != nil {
+				return nil, err
+			}
+			return stintv1.NewTaskServiceClient(conn).WhoAmI(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), &stintv1.WhoAmIRequest{})
+		}
+		who, err := ask(broker.String())
+		if err != nil || who.GetId() != caller.String() || who.GetMethod() != "jwt-svid" {
+			t.Errorf("with a token for the broker: %v, %v", who, err)
+		}
+		if who, err = ask("spiffe://dev.stint.local/other"); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("with a token for somebody else: %v, %v", who, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
