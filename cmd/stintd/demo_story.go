@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	vaultapi "github.com/hashicorp/vault/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -161,7 +162,7 @@ func (s *story) secrets(ctx context.Context, st *step) error {
 func (s *story) redeem(ctx context.Context, otp *agent.Credential) (string, error) {
 	host := devVault{addr: s.dev.vault.addr} // the endpoint needs no token
 	answer, err := host.write(ctx, "ssh/verify", map[string]any{"otp": string(otp.Fields["key"].Expose())})
-	if refusal, ok := errors.AsType[*vaultRefusal](err); ok && refusal.status == http.StatusBadRequest {
+	if refusal, ok := errors.AsType[*vaultapi.ResponseError](err); ok && refusal.StatusCode == http.StatusBadRequest {
 		return "", nil
 	}
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -129,7 +128,7 @@ func (v *devVault) waitUp(ctx context.Context) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := v.call(ctx, http.MethodGet, "sys/health", nil) // a success is an active, unsealed node
+		err := v.up(ctx)
 		if err == nil {
 			return nil
 		}

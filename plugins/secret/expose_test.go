@@ -22,7 +22,7 @@ func exposed() map[string]string {
 		"cmd/stint/internal/handover/deliver.go writeCertificate": "into a private file: the key that was made here",
 		"cmd/stint/internal/handover/save.go Save":                "into private files that the caller named",
 		"cmd/stintd/demo_story.go redeem":                         "to the demo's own Vault, to show what the password is good for",
-		"cmd/stintd/dev_vault_call.go call":                       "to the development Vault: its root token",
+		"cmd/stintd/dev_vault_call.go client":                     "to the development Vault: its root token",
 		"cmd/stintd/dev_vault.go startVault":                      "into the environment of the development Vault that needs it",
 		"plugins/plugintest/checks.go checkNoSecret":              "looked for in texts where it must not be",
 		"plugins/secret/secret.go Equal":                          "compares in constant time",
