@@ -18,11 +18,17 @@ type Checkpoint struct {
 	Origin string
 	Size   int64
 	Root   [32]byte
+	// Epochs are those that began in this log after the first, in order. It has none unless its ledger was restored.
+	Epochs []Epoch
 }
 
-// Text returns the note that is signed: three lines, each ended by a newline.
+// Text returns the note that is signed: three lines, and one for each epoch after the first, each ended by a newline.
 func (c Checkpoint) Text() string {
-	return c.Origin + "\n" + strconv.FormatInt(c.Size, 10) + "\n" + base64.StdEncoding.EncodeToString(c.Root[:]) + "\n"
+	lines := []string{c.Origin, strconv.FormatInt(c.Size, 10), base64.StdEncoding.EncodeToString(c.Root[:])}
+	for _, e := range c.Epochs {
+		lines = append(lines, e.String())
+	}
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // Sign returns the checkpoint as a signed note (C2SP signed-note).
@@ -34,7 +40,8 @@ func (c Checkpoint) Sign(s note.Signer) ([]byte, error) {
 	return signed, nil
 }
 
-// ParseCheckpoint reads the text of a checkpoint. Lines after the third are extensions and are ignored.
+// ParseCheckpoint reads the text of a checkpoint. Lines after the third are extensions; those that name no epoch are
+// ignored.
 func ParseCheckpoint(text string) (Checkpoint, error) {
 	lines := strings.SplitN(text, "\n", 4)
 	if len(lines) != 4 || lines[0] == "" || (lines[3] != "" && !strings.HasSuffix(lines[3], "\n")) {
@@ -48,7 +55,11 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 	if err != nil || len(root) != 32 {
 		return Checkpoint{}, fmt.Errorf("%w: its root is not 32 bytes in base64", ErrCheckpoint)
 	}
-	return Checkpoint{Origin: lines[0], Size: size, Root: [32]byte(root)}, nil
+	epochs, err := parseEpochs(lines[3], size)
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	return Checkpoint{Origin: lines[0], Size: size, Root: [32]byte(root), Epochs: epochs}, nil
 }
 
 // OpenCheckpoint verifies a signed checkpoint. The log's name must be the key's.
@@ -65,4 +76,11 @@ func OpenCheckpoint(signed []byte, v note.Verifier) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("%w: it is of log %q, the key is of %q", ErrCheckpoint, c.Origin, v.Name())
 	}
 	return c, nil
+}
+
+// ReadCheckpoint reads a signed checkpoint without looking at its signature, for who has verified it or only wants to know
+// where it stands.
+func ReadCheckpoint(signed []byte) (Checkpoint, error) {
+	text, _, _ := strings.Cut(string(signed), "\n\n")
+	return ParseCheckpoint(text + "\n")
 }

@@ -20,8 +20,8 @@ const (
 	retryEvery  = 5 * time.Second
 )
 
-// errShorter: the log holds less than was exported.
-var errShorter = errors.New("the log is shorter than its exported copy: it was cut off, or restored from a backup")
+// errShorter: the log holds less than was exported, and no restore says why.
+var errShorter = errors.New("the log is shorter than its exported copy: its end was cut off")
 
 // Source is a log that can be followed. *ledger.Ledger is one.
 type Source interface {
@@ -34,8 +34,8 @@ type Source interface {
 // ExportConfig says what is copied where. An empty path switches that copy off.
 type ExportConfig struct {
 	Source Source
-	// File gets one line of JSON per record: {"index":N,"record":{…}}, the record byte for byte as it
-	// was hashed.
+	// File gets one line of JSON per record: {"index":N,"record":{…}}, the record byte for byte as it was hashed. After a
+	// restore, indexes go on from where the new epoch began, and lines also say "epoch".
 	File string
 	// Checkpoints gets one line of JSON per round: {"time":…,"size":N,"checkpoint":"…"}. It is only ever appended to.
 	Checkpoints string
@@ -50,8 +50,19 @@ type Exporter struct {
 	paths  atomic.Pointer[exportPaths] // those that Reopen goes to
 
 	file, checkpoints *os.File
-	next              int64 // the first index that is not exported yet
-	noted             int64 // the size of the last checkpoint in its file
+	next              place // of the first record that is not exported yet
+	noted             place // the size of the last checkpoint in its file
+}
+
+// place is an index or a size in the log of an epoch.
+type place struct{ epoch, at int64 }
+
+// later returns the later of two places: logs of later epochs come later.
+func (p place) later(o place) place {
+	if o.epoch > p.epoch || (o.epoch == p.epoch && o.at > p.at) {
+		return o
+	}
+	return p
 }
 
 // exportPaths are where the copies go.
@@ -59,7 +70,17 @@ type exportPaths struct{ file, checkpoints string }
 
 // exportedRecord is what is read back of a line of the copy.
 type exportedRecord struct {
+	Epoch int64 `json:"epoch"` // absent for the first
 	Index int64 `json:"index"`
+}
+
+// place is where the checkpoint of a line stands.
+func (c exportedCheckpoint) place() place {
+	cp, err := ReadCheckpoint([]byte(c.Checkpoint))
+	if err != nil {
+		return place{1, c.Size}
+	}
+	return place{cp.Epoch(), cp.Size}
 }
 
 // exportedCheckpoint is a line of the checkpoint file.
@@ -75,7 +96,7 @@ func NewExporter(cfg ExportConfig) (*Exporter, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	e := &Exporter{cfg: cfg, reopen: make(chan struct{}, 1)}
+	e := &Exporter{cfg: cfg, reopen: make(chan struct{}, 1), next: place{epoch: 1}, noted: place{epoch: 1}}
 	e.paths.Store(&exportPaths{cfg.File, cfg.Checkpoints})
 	if err := e.open(); err != nil {
 		return nil, err
@@ -125,7 +146,7 @@ func (e *Exporter) Run(ctx context.Context) error {
 		if e.cfg.File == "" && e.cfg.Checkpoints == "" {
 			grown, rest = nil, math.MaxInt64 // until there is something to do
 		} else if err := e.export(ctx); err != nil && ctx.Err() == nil {
-			e.cfg.Logger.Warn("audit export failed; it is tried again", zap.Int64("index", e.next), zap.Error(err))
+			e.cfg.Logger.Warn("audit export failed; it is tried again", zap.Int64("index", e.next.at), zap.Error(err))
 			grown, rest = nil, retryEvery
 			if err := e.close(); err != nil { // opening again cuts what was half written
 				e.cfg.Logger.Warn("audit export not closed", zap.Error(err))
@@ -143,7 +164,7 @@ func (e *Exporter) last(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), retryEvery)
 	defer cancel()
 	if err := e.export(ctx); err != nil {
-		e.cfg.Logger.Warn("audit export lacks the newest records; they follow when the broker is back", zap.Int64("index", e.next), zap.Error(err))
+		e.cfg.Logger.Warn("audit export lacks the newest records; they follow when the broker is back", zap.Int64("index", e.next.at), zap.Error(err))
 	}
 }
 
@@ -180,7 +201,7 @@ func (e *Exporter) wait(ctx context.Context, grown <-chan struct{}, rest time.Du
 func (e *Exporter) follow() error {
 	if p := e.paths.Load(); p.file != e.cfg.File || p.checkpoints != e.cfg.Checkpoints {
 		if e.cfg.File == "" {
-			e.next = 0 // a copy that was not made begins as at a start
+			e.next = place{epoch: 1} // a copy that was not made begins as at a start
 		}
 		e.cfg.File, e.cfg.Checkpoints = p.file, p.checkpoints
 	}
@@ -197,55 +218,81 @@ func (e *Exporter) export(ctx context.Context) error {
 	for {
 		var entries []Entry
 		var head Head
+		var cp Checkpoint
 		err := e.cfg.Source.ViewLog(ctx, func(r Reader) (err error) {
 			if head, err = r.Head(); err != nil {
 				return err
 			}
-			if head.Size < e.next {
-				return fmt.Errorf("%w (%d, was %d)", errShorter, head.Size, e.next)
+			if cp, err = e.placed(head); err != nil {
+				return err
 			}
 			if e.cfg.File == "" {
-				e.next = head.Size
+				e.next.at = head.Size
 				return nil
 			}
-			entries, err = r.Entries(e.next, page, "")
+			entries, err = r.Entries(e.next.at, page, "")
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		if err := e.putRecords(entries); err != nil {
+		if err := e.putRecords(entries, cp); err != nil {
 			return err
 		}
-		if e.next >= head.Size {
+		if e.next.at >= head.Size {
 			return e.putCheckpoint(head)
 		}
 		if len(entries) == 0 {
-			return fmt.Errorf("record %d is missing in the log", e.next)
+			return fmt.Errorf("record %d is missing in the log", e.next.at)
 		}
 	}
 }
 
+// placed returns the checkpoint of the log's head. Where a new epoch has begun, it goes back to what the log kept of the
+// one before: from there on, everything is new.
+func (e *Exporter) placed(head Head) (Checkpoint, error) {
+	var cp Checkpoint
+	if head.Size > 0 {
+		var err error
+		if cp, err = ReadCheckpoint(head.Checkpoint); err != nil {
+			return cp, err
+		}
+	}
+	cp.Size = head.Size
+	if kept := cp.Kept(e.next.epoch); e.next.at > kept {
+		if e.next.epoch >= cp.Epoch() {
+			return cp, fmt.Errorf("%w (%d, was %d)", errShorter, head.Size, e.next.at)
+		}
+		e.next.at = kept
+	}
+	e.next.epoch = max(e.next.epoch, cp.Epoch())
+	return cp, nil
+}
+
 // putRecords writes a page of records in one go.
-func (e *Exporter) putRecords(entries []Entry) error {
+func (e *Exporter) putRecords(entries []Entry, cp Checkpoint) error {
 	if len(entries) == 0 {
 		return nil
 	}
 	var lines []byte
 	for _, x := range entries {
-		lines = fmt.Appendf(lines, "{\"index\":%d,\"record\":", x.Index)
-		lines = append(append(lines, x.JSON...), '}', '\n')
+		lines = fmt.Appendf(lines, "{\"index\":%d,", x.Index)
+		if epoch := cp.epochAt(x.Index); epoch > 1 {
+			lines = fmt.Appendf(lines, "\"epoch\":%d,", epoch)
+		}
+		lines = append(append(append(lines, `"record":`...), x.JSON...), '}', '\n')
 	}
 	if _, err := e.file.Write(lines); err != nil {
 		return fmt.Errorf("export records: %w", err)
 	}
-	e.next = entries[len(entries)-1].Index + 1
+	e.next.at = entries[len(entries)-1].Index + 1
 	return nil
 }
 
 // putCheckpoint writes the newest checkpoint, if it is new.
 func (e *Exporter) putCheckpoint(head Head) error {
-	if e.checkpoints == nil || head.Size == e.noted {
+	at := place{e.next.epoch, head.Size}
+	if e.checkpoints == nil || at == e.noted {
 		return nil
 	}
 	line, err := json.Marshal(exportedCheckpoint{
@@ -257,7 +304,7 @@ func (e *Exporter) putCheckpoint(head Head) error {
 	if _, err := e.checkpoints.Write(append(line, '\n')); err != nil {
 		return fmt.Errorf("export checkpoint: %w", err)
 	}
-	e.noted = head.Size
+	e.noted = at
 	return nil
 }
 
@@ -277,10 +324,10 @@ func (e *Exporter) open() error {
 		return err
 	}
 	if found {
-		e.next = max(e.next, rec.Index+1)
+		e.next = e.next.later(place{max(1, rec.Epoch), rec.Index + 1})
 	}
 	if noted {
-		e.next, e.noted = max(e.next, cp.Size), max(e.noted, cp.Size)
+		e.next, e.noted = e.next.later(cp.place()), e.noted.later(cp.place())
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -68,12 +69,14 @@ func TestBadKeyFiles(t *testing.T) {
 func TestCheckpoint(t *testing.T) {
 	t.Parallel()
 	key := newKey(t)
-	want := audit.Checkpoint{Origin: "log.example/audit", Size: 12, Root: [32]byte{1, 2}}
+	want := audit.Checkpoint{
+		Origin: "log.example/audit", Size: 12, Root: [32]byte{1, 2}, Epochs: []audit.Epoch{{Number: 2, Start: 5}, {Number: 4, Start: 11}},
+	}
 	signed, err := want.Sign(key.Signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, oerr := audit.OpenCheckpoint(signed, key.Verifier); oerr != nil || got != want {
+	if got, oerr := audit.OpenCheckpoint(signed, key.Verifier); oerr != nil || !cmp.Equal(got, want) {
 		t.Errorf("got %+v: %v", got, oerr)
 	}
 	for i := range signed {
@@ -95,6 +98,7 @@ func TestCheckpoint(t *testing.T) {
 func FuzzParseCheckpoint(f *testing.F) {
 	f.Add(audit.Checkpoint{Origin: "log.example/audit", Size: 12}.Text())
 	f.Add("o\n-1\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
+	f.Add("o\n9\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\nepoch 2 5\nepoch 3 8\next\n")
 	f.Add("o\n01\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\next\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		c, err := audit.ParseCheckpoint(text)
@@ -108,4 +112,30 @@ func FuzzParseCheckpoint(f *testing.F) {
 			t.Errorf("%q was read as %q", text, got)
 		}
 	})
+}
+
+// TestEpochsOfCheckpoints: what a checkpoint says of its epochs, and what it must not.
+func TestEpochsOfCheckpoints(t *testing.T) {
+	t.Parallel()
+	const head = "o\n12\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"
+	c, err := audit.ParseCheckpoint(head + "epoch 2 5\nepoch 4 11\nsomething else\n")
+	if err != nil || c.Epoch() != 4 {
+		t.Fatalf("got %+v, %v", c, err)
+	}
+	for epoch, kept := range map[int64]int64{1: 5, 2: 11, 3: 11, 4: 12, 5: 12} {
+		if got := c.Kept(epoch); got != kept {
+			t.Errorf("of epoch %d it keeps %d records, want %d", epoch, got, kept)
+		}
+	}
+	if plain, err := audit.ParseCheckpoint(head + "something else\n"); err != nil || plain.Epoch() != 1 || plain.Kept(1) != 12 {
+		t.Errorf("without epochs: %+v, %v", plain, err)
+	}
+	for _, bad := range []string{
+		"epoch 1 5", "epoch 2 12", "epoch 2 -1", "epoch 02 5", "epoch 2 5 ", "epoch 2", "epoch two 5", "epoch 2 5\nepoch 2 6",
+		"epoch 3 5\nepoch 2 6", "epoch 2 6\nepoch 3 6", "something else\nepoch 2 5",
+	} {
+		if c, err := audit.ParseCheckpoint(head + bad + "\n"); !errors.Is(err, audit.ErrCheckpoint) {
+			t.Errorf("%q was read as %+v, %v", bad, c, err)
+		}
+	}
 }

@@ -38,6 +38,7 @@ type leaf struct {
 	Ref       string               `json:"ref,omitempty"`
 	Request   string               `json:"request,omitempty"`
 	Resource  string               `json:"resource,omitempty"`
+	Restore   *Restore             `json:"restore,omitempty"`
 	Role      string               `json:"role,omitempty"`
 	Roles     []string             `json:"roles,omitempty"`
 	Sponsor   string               `json:"sponsor,omitempty"`
@@ -136,6 +137,11 @@ func leafOf(r Record) leaf {
 		Policies: r.Policies, PolicySet: r.PolicySet, Profile: r.Profile, Purpose: r.Purpose, Reason: r.Reason,
 		Ref: r.Ref, Request: r.Request, Resource: r.Resource, Role: r.Role, Roles: r.Roles, Sponsor: r.Sponsor,
 		Task: r.Task, TaskName: r.TaskName, Time: r.Time.UTC(), V: r.V,
+	}
+	if r.Restore != nil {
+		restore := *r.Restore
+		restore.At = restore.At.UTC()
+		l.Restore = &restore
 	}
 	if p := r.Proof; p != nil {
 		l.Proof = &leafProof{

@@ -20,6 +20,7 @@ type memLog struct {
 	hashes  [][32]byte
 	texts   map[int64][]audit.Text
 	edge    audit.Edge
+	epochs  []audit.Epoch
 	grown   chan struct{}
 }
 
@@ -78,11 +79,36 @@ func (m *memLog) add(tb testing.TB, key audit.Key, records ...audit.Record) {
 
 func (m *memLog) sign(tb testing.TB, key audit.Key) {
 	tb.Helper()
-	signed, err := audit.Checkpoint{Origin: key.Signer.Name(), Size: m.edge.Size(), Root: m.edge.Root()}.Sign(key.Signer)
+	signed, err := audit.Checkpoint{Origin: key.Signer.Name(), Size: m.edge.Size(), Root: m.edge.Root(), Epochs: m.epochs}.Sign(key.Signer)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	m.head.Size, m.head.Checkpoint = m.edge.Size(), signed
+}
+
+// restored returns the log as it was at a size, with a new epoch begun.
+func (m *memLog) restored(tb testing.TB, key audit.Key, size, epoch int64) *memLog {
+	tb.Helper()
+	r := newMemLog()
+	for _, e := range m.entries[:size] {
+		r.entries = append(r.entries, e)
+		r.hashes = r.edge.Append(r.hashes, e.JSON)
+		if texts := m.texts[e.Index]; texts != nil {
+			r.texts[e.Index] = texts
+		}
+	}
+	for _, e := range m.epochs {
+		if e.Start < size {
+			r.epochs = append(r.epochs, e)
+		}
+	}
+	r.epochs = append(r.epochs, audit.Epoch{Number: epoch, Start: size})
+	r.head.Epoch = epoch
+	r.add(tb, key, audit.Record{
+		Event: audit.LogRestored, Actor: audit.Actor{ID: "uid:1000"},
+		Restore: &audit.Restore{Epoch: epoch, Found: audit.FoundOlder, Size: size},
+	})
+	return r
 }
 
 // copy returns a log of its own to falsify.

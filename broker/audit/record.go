@@ -30,7 +30,8 @@ const (
 	ResourceApplied Event = "resource.applied"
 	ResourceDeleted Event = "resource.deleted"
 	CallsRefused    Event = "calls.refused" // aggregated refusals
-	LogStarted      Event = "log.started"   // the first record of an epoch
+	LogStarted      Event = "log.started"   // the first record
+	LogRestored     Event = "log.restored"  // the first record of a later epoch: an operator confirmed that the ledger was restored
 	ServerStarted   Event = "server.started"
 	ServerStopped   Event = "server.stopped"
 	AgentSuspended  Event = "agent.suspended" // by an operator, until it is resumed
@@ -92,6 +93,8 @@ type Record struct {
 	Summary *task.Summary `json:"summary,omitempty"`
 	// Count is of aggregated refusals.
 	Count int64 `json:"count,omitempty"`
+	// Restore is of a restored log.
+	Restore *Restore `json:"restore,omitempty"`
 	// Resource is what was applied or deleted; Etag its SHA-256.
 	Resource string `json:"resource,omitempty"`
 	Etag     string `json:"etag,omitempty"`

@@ -68,6 +68,9 @@ type Report struct {
 	Origin  string `json:"origin"` // the log's name
 	Size    int64  `json:"size"`   // of the log at the checkpoint
 	Records int    `json:"records"`
+	// Restores are the epochs that began while the task was open: the log went on from an older copy, so that records of
+	// the task from just before then may be lost, with credentials that they told of.
+	Restores []Epoch `json:"restores,omitempty"`
 	// Texts is how many free texts are shown, Erased how many only their hash is left of.
 	Texts  int `json:"texts"`
 	Erased int `json:"erased"`

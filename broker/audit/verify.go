@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -41,7 +42,7 @@ func VerifyReceipt(doc []byte, verifierKey string) (Report, error) {
 		return rep, rep.err()
 	}
 	rep.Origin, rep.Size = cp.Origin, cp.Size
-	last := int64(-1)
+	last, closed := int64(-1), int64(math.MaxInt64)
 	for _, rr := range d.Records {
 		if rr.Index <= last {
 			rep.fault(rr.Index, "it is out of order, after %d", last)
@@ -50,9 +51,12 @@ func VerifyReceipt(doc []byte, verifierKey string) (Report, error) {
 		last = rr.Index
 		if rec, ok := rep.check(rr, cp); ok {
 			rep.tell(rr.Index, rec)
+			if rec.Event == TaskClosed {
+				closed = rr.Index
+			}
 		}
 	}
-	rep.sumUp()
+	rep.sumUp(cp, d.Records, closed)
 	return rep, rep.err()
 }
 
@@ -220,8 +224,14 @@ func (r *Report) crossCheck(index int64, sum *task.Summary) {
 }
 
 // sumUp adds what can only be said at the end.
-func (r *Report) sumUp() {
+func (r *Report) sumUp(cp Checkpoint, records []receiptRecord, closed int64) {
 	if r.DeclaredAt.IsZero() {
 		r.fault(Whole, "the receipt does not show the task's declaration")
+		return
+	}
+	for _, e := range cp.Epochs {
+		if records[0].Index < e.Start && e.Start <= closed {
+			r.Restores = append(r.Restores, e)
+		}
 	}
 }
