@@ -10,6 +10,10 @@ var (
 	ErrOutcomeUnknown = errors.New("outcome of the commit is not known")
 	// ErrClosed: the ledger takes no more work. Nothing was written.
 	ErrClosed = errors.New("ledger is closed")
+	// ErrHeld: the ledger is an older copy, and takes no change until an operator confirms that it is the one to go on with.
+	ErrHeld = errors.New("ledger was restored from an older copy, and nobody has confirmed it")
+	// ErrNotHeld: there is nothing to confirm.
+	ErrNotHeld = errors.New("ledger is not held")
 	// ErrTxLost: the store's transaction cannot go on and must be rolled back. Only stores return it.
 	ErrTxLost = errors.New("transaction is lost")
 	// ErrDamaged: what the store holds cannot be read: a page or a row is not what was written. It comes with ErrUnavailable.

@@ -2,8 +2,11 @@ package ledger_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -168,5 +171,30 @@ func (f *fixture) verify(t *testing.T, tasks int) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// copyFile puts a copy of a ledger into a new directory.
+func copyFile(t *testing.T, from, dir string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, sqlite.File), b, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// unmark makes a backup look like a plain copy of the file.
+func unmark(t *testing.T, dir string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(dir, sqlite.File))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.ExecContext(t.Context(), "DELETE FROM restored")
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -40,6 +40,15 @@ type StoreTx interface {
 type Reader interface {
 	Rows
 	audit.Reader
+	Restores
+}
+
+// Restores is the note that the ledger is an older copy.
+type Restores interface {
+	// Restored returns what PutRestored noted, or ErrNotFound.
+	Restored() (Restored, error)
+	// PutRestored notes it, in place of what was noted before. An append that begins an epoch removes the note.
+	PutRestored(r Restored) error
 }
 
 // LogAppend is one group's addition to the audit log. The store writes it on the condition that the head is still at
@@ -47,6 +56,8 @@ type Reader interface {
 type LogAppend struct {
 	Epoch   int64
 	OldSize int64
+	// Begins is the epoch that begins with the first of the records; zero where the epoch goes on.
+	Begins  int64
 	Records []audit.Entry
 	// Hashes are the tlog stored hashes from index tlog.StoredHashIndex(0, OldSize) on.
 	Hashes [][32]byte

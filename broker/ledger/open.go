@@ -30,6 +30,9 @@ type Config struct {
 	// them. With zero or nil Low is always false.
 	StopIssuingBelow uint64
 	FreeBytes        func() (uint64, error)
+	// Known is the newest signed checkpoint of this log that was kept outside the store; nil where none was. A ledger that
+	// does not hold what it is of is an older copy, and held.
+	Known []byte
 	// Committed is told how long each commit took, its transaction included; nil where nobody asks. It must not block.
 	Committed func(took time.Duration)
 }
@@ -47,15 +50,20 @@ type Ledger struct {
 	head    atomic.Pointer[audit.Head]
 	watch   *watchers
 
-	// edge is the right edge of the log's tree. Only the writer touches it.
-	edge audit.Edge
+	restored  atomic.Pointer[Restored] // nil unless the ledger is held
+	confirmed chan struct{}            // closed while it is not held
+
+	// edge is the right edge of the log's tree, epochs the epochs that its checkpoints name. Only the writer touches them.
+	edge   audit.Edge
+	epochs []audit.Epoch
 
 	mu    sync.Mutex // guards cause
 	cause error      // why Run ended, if not because it was asked to
 }
 
 // Open reads the head of the log and verifies its checkpoint against what the store holds. It starts nothing.
-// A log that does not match its checkpoint is refused with ErrMismatch.
+// A log that does not match its checkpoint is refused with ErrMismatch. A ledger that is an older copy is opened and held:
+// it can be read, and takes no change but ConfirmRestore.
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.Store == nil || cfg.Signer == nil || cfg.Verifier == nil {
 		return nil, errors.New("open ledger: store, signer and verifier are needed")
@@ -68,10 +76,13 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	}
 	l := &Ledger{
 		cfg: cfg, queue: make(chan *work, maxGroup), closing: make(chan struct{}), stopped: make(chan struct{}),
-		watch: newWatchers(),
+		watch: newWatchers(), confirmed: make(chan struct{}),
 	}
 	l.SetStopIssuingBelow(cfg.StopIssuingBelow)
 	if err := l.load(ctx); err != nil {
+		return nil, fmt.Errorf("open ledger: %w", err)
+	}
+	if err := l.hold(ctx); err != nil {
 		return nil, fmt.Errorf("open ledger: %w", err)
 	}
 	return l, nil
@@ -88,30 +99,42 @@ func (l *Ledger) load(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the log's right edge: %w", err)
 		}
-		if err := verifyHead(head, edge, l.cfg.Verifier); err != nil {
+		cp, err := verifyHead(head, edge, l.cfg.Verifier)
+		if err != nil {
 			return err
 		}
-		l.edge = edge
+		restored, err := r.Restored()
+		switch {
+		case err == nil:
+			l.restored.Store(&restored)
+		case errors.Is(err, ErrNotFound):
+			l.restored.Store(nil)
+		default:
+			return fmt.Errorf("read whether it was restored: %w", err)
+		}
+		l.edge, l.epochs = edge, cp.Epochs
 		l.head.Store(&head)
 		return nil
 	})
 }
 
-// verifyHead checks that the head's checkpoint was signed for exactly this log.
-func verifyHead(head audit.Head, edge audit.Edge, v note.Verifier) error {
+// verifyHead checks that the head's checkpoint was signed for exactly this log, and returns it.
+func verifyHead(head audit.Head, edge audit.Edge, v note.Verifier) (audit.Checkpoint, error) {
 	if head.Size == 0 && head.Checkpoint == nil {
-		return nil
+		return audit.Checkpoint{}, nil
 	}
 	cp, err := audit.OpenCheckpoint(head.Checkpoint, v)
 	switch {
 	case err != nil:
-		return fmt.Errorf("%w: %w", ErrMismatch, err)
+		return cp, fmt.Errorf("%w: %w", ErrMismatch, err)
 	case cp.Size != head.Size:
-		return fmt.Errorf("%w: signed for %d records, the store holds %d", ErrMismatch, cp.Size, head.Size)
+		return cp, fmt.Errorf("%w: signed for %d records, the store holds %d", ErrMismatch, cp.Size, head.Size)
 	case cp.Root != edge.Root():
-		return fmt.Errorf("%w: the hashes of its %d records differ from what was signed", ErrMismatch, head.Size)
+		return cp, fmt.Errorf("%w: the hashes of its %d records differ from what was signed", ErrMismatch, head.Size)
+	case cp.Epoch() != head.Epoch:
+		return cp, fmt.Errorf("%w: signed for epoch %d, the store is in %d", ErrMismatch, cp.Epoch(), head.Epoch)
 	}
-	return nil
+	return cp, nil
 }
 
 // View runs fn on a consistent snapshot of what is committed.

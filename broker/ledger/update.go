@@ -38,6 +38,8 @@ type Tx struct {
 	kick    bool
 	now     time.Time
 	done    bool
+	begins  int64 // the epoch that its record begins; zero for none
+	begun   bool  // another transaction of the group began one
 }
 
 // Append adds a record to the audit log, which commits with the rows. A zero time becomes now. It returns the index that
@@ -111,8 +113,17 @@ func (w *work) finish(c Commit, err error) {
 // what it wrote and comes back unchanged; ErrUnavailable and ErrClosed mean that nothing was written, ErrOutcomeUnknown
 // that it may have been. A context that ends before fn was started withdraws it; once started, the outcome is waited for.
 //
-// The function runs on the writer's goroutine: it must do nothing but read, decide, and write. It runs at most once.
+// The function runs on the writer's goroutine: it must do nothing but read, decide, and write. It runs at most once. A
+// ledger that is held answers ErrHeld.
 func (l *Ledger) Update(ctx context.Context, fn func(tx *Tx) error) (Commit, error) {
+	if l.Held() {
+		return Commit{}, ErrHeld
+	}
+	return l.update(ctx, fn)
+}
+
+// update is Update, also for a ledger that is held.
+func (l *Ledger) update(ctx context.Context, fn func(tx *Tx) error) (Commit, error) {
 	w := &work{fn: fn, done: make(chan struct{})}
 	select {
 	case <-l.closing:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -46,7 +47,7 @@ func (l *Ledger) write(ctx context.Context) (err error) {
 		close(l.closing)
 	}()
 	lasting := context.WithoutCancel(ctx)
-	if l.Head().Size == 0 {
+	if l.Head().Size == 0 && !l.Held() { // of one that is held, the first record is the one of its restore
 		if err := l.start(lasting); err != nil {
 			return err
 		}
@@ -109,17 +110,18 @@ func (l *Ledger) gather(first *work) []*work {
 
 // batch is one group in the making.
 type batch struct {
-	works []*work // those that were started
-	txs   []*Tx   // of each, or nil where it failed
-	errs  []error // of each: its own
-	log   LogAppend
-	edge  audit.Edge
-	head  audit.Head
+	works  []*work // those that were started
+	txs    []*Tx   // of each, or nil where it failed
+	errs   []error // of each: its own
+	log    LogAppend
+	edge   audit.Edge
+	epochs []audit.Epoch
+	head   audit.Head
 }
 
 // group commits a group and tells its callers. Its error ends the writer.
 func (l *Ledger) group(ctx context.Context, works []*work) error {
-	b := &batch{edge: l.edge, head: l.Head()}
+	b := &batch{edge: l.edge, epochs: l.epochs, head: l.Head()}
 	b.log = LogAppend{Epoch: b.head.Epoch, OldSize: b.head.Size}
 	for _, w := range works {
 		if w.taken.CompareAndSwap(false, true) {
@@ -142,8 +144,11 @@ func (l *Ledger) group(ctx context.Context, works []*work) error {
 		fatal = l.recover(ctx, b)
 	}
 	if err == nil {
-		l.edge = b.edge
+		l.edge, l.epochs = b.edge, b.epochs
 		l.head.Store(&b.head)
+		if b.log.Begins != 0 {
+			l.release()
+		}
 	}
 	for _, own := range append(b.errs, err) {
 		l.look(own)
@@ -178,7 +183,7 @@ func (l *Ledger) fill(store StoreTx, b *batch) error {
 	now := time.Now()
 	next := b.head.Size
 	for _, w := range b.works {
-		tx := &Tx{Rows: store, log: store, next: next, now: now}
+		tx := &Tx{Rows: store, log: store, next: next, now: now, begun: b.log.Begins != 0}
 		err := store.Nested(func() error { return w.fn(tx) })
 		tx.done = true
 		if errors.Is(err, ErrTxLost) {
@@ -187,6 +192,10 @@ func (l *Ledger) fill(store StoreTx, b *batch) error {
 		if err != nil {
 			tx = nil
 		} else {
+			if tx.begins != 0 {
+				b.log.Begins, b.head.Epoch = tx.begins, tx.begins
+				b.epochs = append(slices.Clone(b.epochs), audit.Epoch{Number: tx.begins, Start: next})
+			}
 			next = tx.next
 			b.log.Records = append(b.log.Records, tx.entries...)
 			b.log.Texts = append(b.log.Texts, tx.texts...)
@@ -208,7 +217,7 @@ func (l *Ledger) seal(b *batch) error {
 	for _, e := range b.log.Records {
 		b.log.Hashes = b.edge.Append(b.log.Hashes, e.JSON)
 	}
-	cp := audit.Checkpoint{Origin: l.cfg.Origin, Size: b.edge.Size(), Root: b.edge.Root()}
+	cp := audit.Checkpoint{Origin: l.cfg.Origin, Size: b.edge.Size(), Root: b.edge.Root(), Epochs: b.epochs}
 	signed, err := cp.Sign(l.cfg.Signer)
 	if err != nil {
 		return err
@@ -230,13 +239,18 @@ func (l *Ledger) recover(ctx context.Context, b *batch) error {
 		return fmt.Errorf("re-read after an unknown outcome: %w", err)
 	}
 	now := l.Head()
-	if now.Epoch != before.Epoch || (now.Size != before.Size && now.Size != b.head.Size) {
+	if !samePlace(now, before) && !samePlace(now, b.head) {
 		return fmt.Errorf("re-read after an unknown outcome: %w", audit.ErrFenced)
+	}
+	if !l.Held() {
+		l.release()
 	}
 	l.cfg.Logger.Warn("a commit failed with its outcome unknown; the ledger was opened again",
 		zap.Bool("was_written", now.Size != before.Size), zap.Int64("log_size", now.Size))
 	return nil
 }
+
+func samePlace(a, b audit.Head) bool { return a.Epoch == b.Epoch && a.Size == b.Size }
 
 // tell answers the callers of a batch and wakes who watches. After a failed commit nobody is answered from within the
 // transaction, not even with an error: it may rest on what was undone.

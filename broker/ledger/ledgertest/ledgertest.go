@@ -44,6 +44,7 @@ func Run(t *testing.T, open Opener) {
 		"log_tasks":     testLogTasks,
 		"texts":         testTexts,
 		"fencing":       testFencing,
+		"restored":      testRestored,
 		"random_writes": testModel,
 	}
 	for name, test := range tests {

@@ -3,7 +3,6 @@ package sqlite
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -76,36 +75,4 @@ func (s *Store) FreeBytes() (uint64, error) {
 		return 0, fmt.Errorf("free space of the ledger: %w", err)
 	}
 	return st.Bavail * uint64(st.Bsize), nil //nolint:gosec // a block size is never negative
-}
-
-// Backup writes a consistent copy of the ledger to a new file of mode 0600, while it serves. It refuses to overwrite.
-func (s *Store) Backup(ctx context.Context, path string) (err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("back up ledger: %w", err)
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("back up ledger: %w", cerr)
-		}
-		if err != nil {
-			_ = os.Remove(path) // it is incomplete; the first error is the one to tell
-		}
-	}()
-	c, err := s.current()
-	if err != nil {
-		return err
-	}
-	conn, err := c.db.Conn(ctx)
-	if err != nil {
-		return fmt.Errorf("back up ledger: %w", err)
-	}
-	defer conn.Close()
-	if _, err := conn.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
-		return fmt.Errorf("back up ledger to %s: %w", path, err)
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("back up ledger: %w", err)
-	}
-	return nil
 }

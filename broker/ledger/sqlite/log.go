@@ -2,10 +2,12 @@ package sqlite
 
 import (
 	"fmt"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/ledger"
 )
 
 // Head returns where the log stands.
@@ -13,6 +15,22 @@ func (r *rows) Head() (audit.Head, error) {
 	var h audit.Head
 	err := r.s.one("SELECT epoch, size, checkpoint FROM audit_head WHERE one = 1", nil, &h.Epoch, &h.Size, &h.Checkpoint)
 	return h, err
+}
+
+// Restored returns what was noted about the file being an older copy.
+func (r *rows) Restored() (ledger.Restored, error) {
+	var x ledger.Restored
+	var at int64
+	err := r.s.one("SELECT found, at, known FROM restored WHERE one = 1", nil, &x.Found, &at, &x.Known)
+	x.At = time.Unix(0, at).UTC()
+	return x, err
+}
+
+// PutRestored notes that the file is an older copy.
+func (r *rows) PutRestored(x ledger.Restored) error {
+	_, err := r.s.exec("INSERT OR REPLACE INTO restored (one, found, at, known) VALUES (1, ?, ?, ?)",
+		string(x.Found), x.At.UnixNano(), x.Known)
+	return err
 }
 
 // Entries returns up to limit entries from start on; with a task, only that task's.

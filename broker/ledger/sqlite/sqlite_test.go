@@ -81,7 +81,7 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	}
 	refused := func(what string, err error) {
 		t.Helper()
-		if !errors.Is(err, sqlite.ErrVersion) || !strings.Contains(err.Error(), "77") || !strings.Contains(err.Error(), "knows 3") {
+		if !errors.Is(err, sqlite.ErrVersion) || !strings.Contains(err.Error(), "77") || !strings.Contains(err.Error(), "knows 4") {
 			t.Errorf("%s: %v, want both versions", what, err)
 		}
 	}
@@ -225,6 +225,41 @@ func TestBackup(t *testing.T) {
 	}
 	if _, err := sqlite.OpenReader(t.Context(), filepath.Join(dir, "none.db")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("open what is not there: %v", err)
+	}
+}
+
+// TestBackupSaysThatItIsOne, and what it is made of does not; nothing is left beside it.
+func TestBackupSaysThatItIsOne(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	live, err := sqlite.Open(t.Context(), filepath.Join(dir, "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(dir, "copy.db")
+	if err = live.Backup(t.Context(), copied); err != nil {
+		t.Fatal(err)
+	}
+	read := func(s *sqlite.Store) (restored ledger.Restored, err error) {
+		err = s.View(t.Context(), func(r ledger.Reader) error {
+			var cause error
+			restored, cause = r.Restored()
+			return cause
+		})
+		return restored, errors.Join(err, s.Close())
+	}
+	if _, err = read(live); !errors.Is(err, ledger.ErrNotFound) {
+		t.Errorf("the live ledger was marked as a copy: %v", err)
+	}
+	backup, err := sqlite.OpenReader(t.Context(), copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if restored, err := read(backup); err != nil || restored.Found != audit.FoundCopy || time.Since(restored.At).Abs() > time.Minute {
+		t.Errorf("the backup says %+v of itself, %v", restored, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, "copy.db?*")); err != nil || len(left) > 0 {
+		t.Errorf("beside the copy: %v, %v", left, err)
 	}
 }
 

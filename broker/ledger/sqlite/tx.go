@@ -85,14 +85,22 @@ func (t *tx) Rollback() error {
 
 // PutLog writes entries, texts and the head, on the condition that the head is where the caller left it.
 func (t *tx) PutLog(a ledger.LogAppend) error {
-	size := a.OldSize + int64(len(a.Records))
-	n, err := t.s.exec("UPDATE audit_head SET size = ?, checkpoint = ? WHERE one = 1 AND epoch = ? AND size = ?",
-		size, a.Checkpoint, a.Epoch, a.OldSize)
+	size, epoch := a.OldSize+int64(len(a.Records)), a.Epoch
+	if a.Begins != 0 {
+		epoch = a.Begins
+	}
+	n, err := t.s.exec("UPDATE audit_head SET epoch = ?, size = ?, checkpoint = ? WHERE one = 1 AND epoch = ? AND size = ?",
+		epoch, size, a.Checkpoint, a.Epoch, a.OldSize)
 	if err != nil {
 		return err
 	}
 	if n != 1 {
 		return fmt.Errorf("append at %d in epoch %d: %w", a.OldSize, a.Epoch, audit.ErrFenced)
+	}
+	if a.Begins != 0 {
+		if _, err := t.s.exec("DELETE FROM restored"); err != nil {
+			return err
+		}
 	}
 	hashes := a.Hashes
 	for i, e := range a.Records {
