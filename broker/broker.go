@@ -8,6 +8,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -84,6 +85,9 @@ type Broker struct {
 	gate     gate
 
 	suspensions suspensions
+
+	waits    atomic.Bool   // for the confirmation of a restore
+	admitted chan struct{} // closed while it is not held
 }
 
 // New makes a Broker and reads which agents are suspended; it starts nothing.
@@ -94,7 +98,11 @@ func New(ctx context.Context, cfg Config) (*Broker, error) {
 	b := &Broker{
 		ledger: cfg.Ledger, catalog: cfg.Catalog, meter: cfg.Meter, log: cfg.Logger,
 		presence: newPresence(time.Now()), refusals: newRefusals(),
-		suspensions: suspensions{changing: newTurns()},
+		suspensions: suspensions{changing: newTurns()}, admitted: make(chan struct{}),
+	}
+	b.waits.Store(true)
+	if !b.ledger.Held() {
+		b.Admit()
 	}
 	if err := b.suspensions.load(ctx, b.ledger); err != nil {
 		return nil, err
@@ -109,8 +117,15 @@ func (b *Broker) Presence() *Presence { return b.presence }
 func (b *Broker) Catalog() *Catalog { return b.catalog }
 
 // Run finishes what a crash or a failing ledger left of suspending agents, and writes aggregated refusals, now and then until
-// ctx is done.
+// ctx is done. While the broker is held, it waits.
 func (b *Broker) Run(ctx context.Context) error {
+	select {
+	case <-b.admitted:
+	case <-ctx.Done():
+		if b.Held() {
+			return nil
+		}
+	}
 	b.finishSuspensions(ctx)
 	tick := time.NewTicker(refusalFlush)
 	defer tick.Stop()

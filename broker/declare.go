@@ -55,6 +55,9 @@ func (b *Broker) Declare(ctx context.Context, c Caller, d Declaration) (Declared
 		return Declared{}, err
 	}
 	defer b.gate.leave()
+	if err := b.Unheld(); err != nil {
+		return Declared{}, err
+	}
 
 	now := time.Now()
 	hash := requestHash(d)

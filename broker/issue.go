@@ -46,6 +46,9 @@ func (b *Broker) Issue(ctx context.Context, c Caller, req IssueRequest) (Issued,
 		return Issued{}, err
 	}
 	defer b.gate.leave()
+	if err := b.Unheld(); err != nil {
+		return Issued{}, err
+	}
 
 	now := time.Now()
 	t, hash, again, err := b.openIssue(ctx, c, req)

@@ -98,6 +98,8 @@ func storeFault(err error) error {
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
 		return fault.Wrap(fault.NotFound, "there is no such thing, or it is not yours", err)
+	case errors.Is(err, ledger.ErrHeld):
+		return heldFault()
 	case errors.Is(err, ledger.ErrOutcomeUnknown):
 		return fault.Wrap(fault.OutcomeUnknown,
 			"it is not known whether this was stored; ask again with the same request ID", err).Retry(ledgerRetry)

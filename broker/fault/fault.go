@@ -44,6 +44,7 @@ const (
 	OutcomeUnknown        Reason = "OUTCOME_UNKNOWN"
 	ShuttingDown          Reason = "SHUTTING_DOWN"
 	RateLimited           Reason = "RATE_LIMITED"
+	RestoreUnconfirmed    Reason = "RESTORE_UNCONFIRMED"
 )
 
 // Field is one invalid field of a request.

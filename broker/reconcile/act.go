@@ -107,9 +107,9 @@ func (r *Reconciler) append(ctx context.Context, rec audit.Record) error {
 	return err
 }
 
-// record keeps a sum of what was found, where anything was.
+// record keeps a sum of what was found, where anything was. A ledger that is held takes none.
 func (r *Reconciler) record(ctx context.Context, inv Inventory, o Order) error {
-	if len(inv.Findings) == 0 {
+	if len(inv.Findings) == 0 || r.cfg.Ledger.Held() {
 		return nil
 	}
 	c := inv.All()

@@ -27,6 +27,8 @@ type rule struct {
 	open bool
 	// ends marks methods that end something, or keep it from ending: they are never slowed down.
 	ends bool
+	// writes marks methods that change the ledger: they are refused while the broker is held.
+	writes bool
 }
 
 // accessTable is the one table of who may call what. Holders of an administration role are never agents.
@@ -40,35 +42,38 @@ func accessTable() map[string]rule {
 		audits = []attestor.AdminRole{attestor.RoleAdmin, attestor.RoleAuditor}
 	)
 	return map[string]rule{
-		stintv1.TaskService_DeclareTask_FullMethodName:        {agents: svid},
+		stintv1.TaskService_DeclareTask_FullMethodName:        {agents: svid, writes: true},
 		stintv1.TaskService_GetTask_FullMethodName:            {agents: svid, admins: all},
 		stintv1.TaskService_ListTasks_FullMethodName:          {agents: svid},
 		stintv1.TaskService_WatchTask_FullMethodName:          {agents: svid},
 		stintv1.TaskService_KeepAlive_FullMethodName:          {agents: svid, ends: true},
-		stintv1.TaskService_CompleteTask_FullMethodName:       {agents: svid, ends: true},
+		stintv1.TaskService_CompleteTask_FullMethodName:       {agents: svid, ends: true, writes: true},
 		stintv1.TaskService_ListAvailableRoles_FullMethodName: {agents: svid},
 		stintv1.TaskService_WhoAmI_FullMethodName:             {agents: svid, admins: all},
 
-		stintv1.CredentialService_IssueCredential_FullMethodName: {agents: svid},
+		stintv1.CredentialService_IssueCredential_FullMethodName: {agents: svid, writes: true},
 		stintv1.CredentialService_GetLease_FullMethodName:        {agents: svid, admins: all},
 		stintv1.CredentialService_ListLeases_FullMethodName:      {agents: svid},
-		stintv1.CredentialService_RevokeLease_FullMethodName:     {agents: svid, admins: stop, ends: true},
+		stintv1.CredentialService_RevokeLease_FullMethodName:     {agents: svid, admins: stop, ends: true, writes: true},
 
-		stintv1.AdminService_Apply_FullMethodName:          {admins: apply},
+		stintv1.AdminService_Apply_FullMethodName:          {admins: apply, writes: true},
 		stintv1.AdminService_GetResource_FullMethodName:    {admins: all},
 		stintv1.AdminService_ListResources_FullMethodName:  {admins: all},
-		stintv1.AdminService_DeleteResource_FullMethodName: {admins: apply, ends: true},
+		stintv1.AdminService_DeleteResource_FullMethodName: {admins: apply, ends: true, writes: true},
 		stintv1.AdminService_ListAllTasks_FullMethodName:   {admins: all},
 		stintv1.AdminService_ListAllLeases_FullMethodName:  {admins: all},
-		stintv1.AdminService_StopTask_FullMethodName:       {admins: stop, ends: true},
-		stintv1.AdminService_Stop_FullMethodName:           {admins: stop, ends: true},
-		stintv1.AdminService_ResumeAgent_FullMethodName:    {admins: stop},
+		stintv1.AdminService_StopTask_FullMethodName:       {admins: stop, ends: true, writes: true},
+		stintv1.AdminService_Stop_FullMethodName:           {admins: stop, ends: true, writes: true},
+		stintv1.AdminService_ResumeAgent_FullMethodName:    {admins: stop, writes: true},
 		stintv1.AdminService_ListAgents_FullMethodName:     {admins: all},
 		stintv1.AdminService_WhoIs_FullMethodName:          {admins: all},
 
 		// What acts takes more than to be let in here; see Reconcile.
 		stintv1.AdminService_Reconcile_FullMethodName:          {admins: all},
 		stintv1.AdminService_MatchDatabaseUsers_FullMethodName: {admins: all},
+
+		stintv1.AdminService_GetRestore_FullMethodName:     {admins: all},
+		stintv1.AdminService_ConfirmRestore_FullMethodName: {admins: apply, ends: true},
 
 		stintv1.AuditService_ListRecords_FullMethodName:         {admins: audits},
 		stintv1.AuditService_StreamRecords_FullMethodName:       {admins: audits},
@@ -98,6 +103,17 @@ func (s *Server) authorise(ctx context.Context, c *call, next func(context.Conte
 
 // refused says why a caller may not call a method; nil where it may.
 func (s *Server) refused(c *call) *fault.Error {
+	if refusal := s.barred(c); refusal != nil || !c.rule.writes {
+		return refusal
+	}
+	if err := s.cfg.Broker.Unheld(); err != nil {
+		return fault.As(err)
+	}
+	return nil
+}
+
+// barred says what of a caller stands against its calling a method; nil where nothing does.
+func (s *Server) barred(c *call) *fault.Error {
 	id := c.caller.Identity
 	switch {
 	case id.IsZero() && c.rule.open:

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"regexp"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -50,6 +51,18 @@ func TestTableKnowsEveryMethod(t *testing.T) {
 			if m == attestor.MethodLocal {
 				t.Errorf("%s: a local peer is no agent", method)
 			}
+		}
+	}
+}
+
+// What is not held up while a restore waits for its confirmation only looks, is held up where it acts (Reconcile), or is the
+// confirmation.
+func TestWhatWritesIsHeldUp(t *testing.T) {
+	t.Parallel()
+	looks := regexp.MustCompile(`/(Get|List|Stream|Watch|WhoIs|WhoAmI|Match|Check|KeepAlive|Reconcile|ConfirmRestore|ServerReflectionInfo)`)
+	for method, r := range accessTable() {
+		if r.writes == looks.MatchString(method) {
+			t.Errorf("%s: writes is %v", method, r.writes)
 		}
 	}
 }

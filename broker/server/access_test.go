@@ -48,6 +48,8 @@ AdminService ListAgents A O U L
 AdminService WhoIs A O U L
 AdminService Reconcile A O U L
 AdminService MatchDatabaseUsers A O U L
+AdminService GetRestore A O U L
+AdminService ConfirmRestore A L
 AuditService ListRecords A U L
 AuditService StreamRecords A U L
 AuditService GetCheckpoint a A O U L

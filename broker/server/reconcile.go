@@ -29,6 +29,11 @@ func (s *adminService) Reconcile(ctx context.Context, req *stintv1.ReconcileRequ
 			return nil, err
 		}
 	}
+	if req.GetRevokeUnknown() || req.GetSettle() { // looking is never held up; what acts is recorded first
+		if err := s.broker().Unheld(); err != nil {
+			return nil, err
+		}
+	}
 	found, err := s.server.cfg.Reconciler.Reconcile(ctx, reconcile.Order{
 		Backend: req.GetBackend(), RevokeUnknown: req.GetRevokeUnknown(), Settle: req.GetSettle(),
 		Actor: actorOf(caller.Identity), Request: caller.Request,

@@ -44,7 +44,8 @@ func codeOf(r fault.Reason) codes.Code {
 		return codes.NotFound
 	case fault.ResourcesReadOnly, fault.TaskClosed, fault.TaskExpired, fault.DeadlineTooClose, fault.BackendMisconfigured:
 		return codes.FailedPrecondition
-	case fault.BackendUnavailable, fault.LedgerUnavailable, fault.OutcomeUnknown, fault.ShuttingDown:
+	case fault.BackendUnavailable, fault.LedgerUnavailable, fault.OutcomeUnknown, fault.ShuttingDown,
+		fault.RestoreUnconfirmed:
 		return codes.Unavailable
 	}
 	return codes.Unknown

@@ -27,6 +27,8 @@ type Snapshot struct {
 	LanesHeld int
 	// ClockJumps is how often the machine's clock was found to have been set since the start.
 	ClockJumps int64
+	// Unconfirmed: the ledger is an older copy, and nobody has confirmed the restore.
+	Unconfirmed bool
 	// SVIDExpiry is the end of the broker's own SVID; zero where there is none.
 	SVIDExpiry time.Time
 }
@@ -42,6 +44,7 @@ type gauges struct {
 	tasks, leases, stuck, backlog, overdue *prometheus.Desc
 	held, auditSize, freeDisk, svidExpiry  *prometheus.Desc
 	clockJumps                             *prometheus.Desc
+	unconfirmed                            *prometheus.Desc
 }
 
 func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publishers func() []Publisher, log *zap.Logger) *gauges {
@@ -50,20 +53,21 @@ func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publ
 	}
 	return &gauges{
 		snapshot: snapshot, checks: c, publishers: publishers, log: log,
-		readable:   desc("ledger_readable", "1 if the ledger could be read for this scrape; if 0, what is read from it is absent."),
-		ready:      desc("ready", "1 if credentials can be issued, as /readyz says."),
-		backendUp:  desc("backend_up", "1 if the backend would answer now.", "backend"),
-		caExpiry:   desc("ca_expiry_seconds", "Seconds until the first CA certificate of the backend's bundle expires.", "backend"),
-		tasks:      desc("tasks", "Tasks that are not closed, by state.", "state"),
-		leases:     desc("leases", "Leases that are not final, by state.", "state"),
-		stuck:      desc("leases_stuck", "Leases whose end is overdue. Alert above 0."),
-		backlog:    desc("teardown_backlog", "Leases that teardown should have looked at by now."),
-		overdue:    desc("teardown_oldest_seconds", "For how long the oldest of the backlog has been due."),
-		held:       desc("teardown_lanes_held", "Mounts of backends that do not answer teardown: each is asked by one attempt at a time."),
-		auditSize:  desc("audit_size", "Records in the audit log."),
-		freeDisk:   desc("free_disk_bytes", "Free space where the ledger is."),
-		svidExpiry: desc("svid_expiry_seconds", "Seconds until the broker's own SVID expires."),
-		clockJumps: desc("clock_jumps_total", "How often the machine's clock was set while the broker ran. Alert when it grows."),
+		readable:    desc("ledger_readable", "1 if the ledger could be read for this scrape; if 0, what is read from it is absent."),
+		ready:       desc("ready", "1 if credentials can be issued, as /readyz says."),
+		backendUp:   desc("backend_up", "1 if the backend would answer now.", "backend"),
+		caExpiry:    desc("ca_expiry_seconds", "Seconds until the first CA certificate of the backend's bundle expires.", "backend"),
+		tasks:       desc("tasks", "Tasks that are not closed, by state.", "state"),
+		leases:      desc("leases", "Leases that are not final, by state.", "state"),
+		stuck:       desc("leases_stuck", "Leases whose end is overdue. Alert above 0."),
+		backlog:     desc("teardown_backlog", "Leases that teardown should have looked at by now."),
+		overdue:     desc("teardown_oldest_seconds", "For how long the oldest of the backlog has been due."),
+		held:        desc("teardown_lanes_held", "Mounts of backends that do not answer teardown: each is asked by one attempt at a time."),
+		unconfirmed: desc("restore_unconfirmed", "1 while the ledger is an older copy and nobody has confirmed the restore: nothing is issued or ended. Alert above 0."),
+		auditSize:   desc("audit_size", "Records in the audit log."),
+		freeDisk:    desc("free_disk_bytes", "Free space where the ledger is."),
+		svidExpiry:  desc("svid_expiry_seconds", "Seconds until the broker's own SVID expires."),
+		clockJumps:  desc("clock_jumps_total", "How often the machine's clock was set while the broker ran. Alert when it grows."),
 	}
 }
 
@@ -71,7 +75,7 @@ func newGauges(snapshot func(context.Context) (Snapshot, error), c *checks, publ
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.readable, g.ready, g.backendUp, g.caExpiry, g.tasks, g.leases, g.stuck, g.backlog, g.overdue,
-		g.held, g.auditSize, g.freeDisk, g.svidExpiry, g.clockJumps,
+		g.held, g.unconfirmed, g.auditSize, g.freeDisk, g.svidExpiry, g.clockJumps,
 	} {
 		ch <- d
 	}
@@ -129,6 +133,7 @@ func (g *gauges) state(out sink, s Snapshot, now time.Time) {
 	}
 	out.gauge(g.overdue, oldest)
 	out.gauge(g.held, float64(s.LanesHeld))
+	out.gauge(g.unconfirmed, number(s.Unconfirmed))
 	out.gauge(g.auditSize, float64(s.AuditSize))
 	out <- prometheus.MustNewConstMetric(g.clockJumps, prometheus.CounterValue, float64(s.ClockJumps))
 	if s.FreeDisk >= 0 {

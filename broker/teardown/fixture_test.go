@@ -34,6 +34,7 @@ const (
 
 // yard is a ledger with leases of two backends in memory, "memory/a" and "memory/b", and what it takes to run loops on it.
 type yard struct {
+	restored atomic.Bool // the ledger, and nobody has confirmed it
 	tb       testing.TB
 	a, b     *plugintest.Memory
 	backends map[string]plugins.Backend
@@ -121,6 +122,7 @@ func (y *yard) loop() *teardown.Loop {
 		Ledger: y.ledger, Backends: func() *instance.Snapshot { return instance.Configured(y.backends) }, Presence: y.presence,
 		StuckAfter: stuckAfter, Logger: y.logger,
 		Wall: func(read time.Time) time.Time { return read.Add(time.Duration(y.set.Load())) },
+		Held: y.restored.Load,
 	})
 }
 

@@ -54,12 +54,14 @@ type Presence interface {
 	Forget(id task.ID)
 }
 
-// Config is what a Loop is made of. Every field but Wall is required.
+// Config is what a Loop is made of. Every field but Held and Wall is required.
 type Config struct {
 	Ledger *ledger.Ledger
 	// Backends returns those in force.
 	Backends func() *instance.Snapshot
 	Presence Presence
+	// Held, while it is true, keeps every pass from doing anything; nil is never. Attempts under way are finished.
+	Held func() bool
 	// StuckAfter is how long after it was asked for an end is overdue, until SetStuckAfter.
 	StuckAfter time.Duration
 	Logger     *zap.Logger
@@ -160,6 +162,9 @@ func (l *Loop) loop(ctx context.Context, workers *errgroup.Group) error {
 // pass closes due tasks, starts work on due leases, and says when to look again. All of it goes by one reading of the
 // clock, which was found to be in step: what is set meanwhile, the next pass notices before it acts by it.
 func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration, error) {
+	if l.cfg.Held != nil && l.cfg.Held() {
+		return maxIdle, nil
+	}
 	now := time.Now()
 	if err := l.checkClock(ctx, now); err != nil {
 		return maxIdle, err

@@ -2477,6 +2477,243 @@ func (x *MatchDatabaseUsersResponse) GetStrays() []*DatabaseUser {
 	return nil
 }
 
+// GetRestoreRequest asks about the ledger.
+type GetRestoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRestoreRequest) Reset() {
+	*x = GetRestoreRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRestoreRequest) ProtoMessage() {}
+
+func (x *GetRestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRestoreRequest.ProtoReflect.Descriptor instead.
+func (*GetRestoreRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+// ConfirmRestoreRequest says that the ledger is the one to go on with.
+type ConfirmRestoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The size of the log as GetRestore told it: who confirms has seen this ledger, not another.
+	Size int64 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
+	// Why, for the record; kept as a salted hash.
+	Comment       string `protobuf:"bytes,2,opt,name=comment,proto3" json:"comment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmRestoreRequest) Reset() {
+	*x = ConfirmRestoreRequest{}
+	mi := &file_stint_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmRestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmRestoreRequest) ProtoMessage() {}
+
+func (x *ConfirmRestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmRestoreRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmRestoreRequest) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ConfirmRestoreRequest) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *ConfirmRestoreRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+// Restore is how a ledger stands that may be an older copy.
+type Restore struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The ledger is held: it can be read, and nothing is issued, ended or changed.
+	Held bool `protobuf:"varint,1,opt,name=held,proto3" json:"held,omitempty"`
+	// While it is held, how that is known: "copy" (a backup says so itself) or "older" (a newer checkpoint was kept elsewhere).
+	Found string `protobuf:"bytes,2,opt,name=found,proto3" json:"found,omitempty"`
+	// When the copy was made, or when it was found that the ledger is older.
+	At *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	// The epoch of the audit log, 1 unless the ledger was ever restored.
+	Epoch int64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// How many records the log has.
+	Size int64 `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	// While it is held: when the newest of these records was written; unset where there is none.
+	Newest *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=newest,proto3" json:"newest,omitempty"`
+	// While it is held: the newest checkpoint of what was lost that was kept elsewhere, its epoch and its size. Zero where none is known.
+	KnownEpoch int64 `protobuf:"varint,7,opt,name=known_epoch,json=knownEpoch,proto3" json:"known_epoch,omitempty"`
+	// See known_epoch.
+	KnownSize int64 `protobuf:"varint,8,opt,name=known_size,json=knownSize,proto3" json:"known_size,omitempty"`
+	// While it is held: tasks that are not closed by this ledger.
+	OpenTasks int32 `protobuf:"varint,9,opt,name=open_tasks,json=openTasks,proto3" json:"open_tasks,omitempty"`
+	// Those of them whose deadline has passed: confirming ends them at once.
+	OverdueTasks int32 `protobuf:"varint,10,opt,name=overdue_tasks,json=overdueTasks,proto3" json:"overdue_tasks,omitempty"`
+	// While it is held: leases that have not ended by this ledger.
+	OpenLeases int32 `protobuf:"varint,11,opt,name=open_leases,json=openLeases,proto3" json:"open_leases,omitempty"`
+	// The signed checkpoint of the audit log.
+	Checkpoint    string `protobuf:"bytes,12,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restore) Reset() {
+	*x = Restore{}
+	mi := &file_stint_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restore) ProtoMessage() {}
+
+func (x *Restore) ProtoReflect() protoreflect.Message {
+	mi := &file_stint_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restore.ProtoReflect.Descriptor instead.
+func (*Restore) Descriptor() ([]byte, []int) {
+	return file_stint_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Restore) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+func (x *Restore) GetFound() string {
+	if x != nil {
+		return x.Found
+	}
+	return ""
+}
+
+func (x *Restore) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Restore) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Restore) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Restore) GetNewest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Newest
+	}
+	return nil
+}
+
+func (x *Restore) GetKnownEpoch() int64 {
+	if x != nil {
+		return x.KnownEpoch
+	}
+	return 0
+}
+
+func (x *Restore) GetKnownSize() int64 {
+	if x != nil {
+		return x.KnownSize
+	}
+	return 0
+}
+
+func (x *Restore) GetOpenTasks() int32 {
+	if x != nil {
+		return x.OpenTasks
+	}
+	return 0
+}
+
+func (x *Restore) GetOverdueTasks() int32 {
+	if x != nil {
+		return x.OverdueTasks
+	}
+	return 0
+}
+
+func (x *Restore) GetOpenLeases() int32 {
+	if x != nil {
+		return x.OpenLeases
+	}
+	return 0
+}
+
+func (x *Restore) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
 var File_stint_v1_admin_proto protoreflect.FileDescriptor
 
 const file_stint_v1_admin_proto_rawDesc = "" +
@@ -2664,7 +2901,31 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\x1aMatchDatabaseUsersResponse\x12\x18\n" +
 	"\amatched\x18\x01 \x01(\x05R\amatched\x12\x1b\n" +
 	"\tin_flight\x18\x02 \x01(\x05R\binFlight\x12.\n" +
-	"\x06strays\x18\x03 \x03(\v2\x16.stint.v1.DatabaseUserR\x06strays*z\n" +
+	"\x06strays\x18\x03 \x03(\v2\x16.stint.v1.DatabaseUserR\x06strays\"\x13\n" +
+	"\x11GetRestoreRequest\"X\n" +
+	"\x15ConfirmRestoreRequest\x12\x1b\n" +
+	"\x04size\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04size\x12\"\n" +
+	"\acomment\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\acomment\"\x82\x03\n" +
+	"\aRestore\x12\x12\n" +
+	"\x04held\x18\x01 \x01(\bR\x04held\x12\x14\n" +
+	"\x05found\x18\x02 \x01(\tR\x05found\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x03R\x05epoch\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x03R\x04size\x122\n" +
+	"\x06newest\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06newest\x12\x1f\n" +
+	"\vknown_epoch\x18\a \x01(\x03R\n" +
+	"knownEpoch\x12\x1d\n" +
+	"\n" +
+	"known_size\x18\b \x01(\x03R\tknownSize\x12\x1d\n" +
+	"\n" +
+	"open_tasks\x18\t \x01(\x05R\topenTasks\x12#\n" +
+	"\roverdue_tasks\x18\n" +
+	" \x01(\x05R\foverdueTasks\x12\x1f\n" +
+	"\vopen_leases\x18\v \x01(\x05R\n" +
+	"openLeases\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\f \x01(\tR\n" +
+	"checkpoint*z\n" +
 	"\fResourceKind\x12\x1d\n" +
 	"\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RESOURCE_KIND_ROLE\x10\x01\x12\x19\n" +
@@ -2679,7 +2940,7 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\x1bDIFFERENCE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17DIFFERENCE_KIND_UNKNOWN\x10\x01\x12\x1f\n" +
 	"\x1bDIFFERENCE_KIND_ENDED_ALIVE\x10\x02\x12\x18\n" +
-	"\x14DIFFERENCE_KIND_GONE\x10\x032\xb5\a\n" +
+	"\x14DIFFERENCE_KIND_GONE\x10\x032\xb9\b\n" +
 	"\fAdminService\x128\n" +
 	"\x05Apply\x12\x16.stint.v1.ApplyRequest\x1a\x17.stint.v1.ApplyResponse\x12?\n" +
 	"\vGetResource\x12\x1c.stint.v1.GetResourceRequest\x1a\x12.stint.v1.Resource\x12P\n" +
@@ -2694,7 +2955,10 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"ListAgents\x12\x1b.stint.v1.ListAgentsRequest\x1a\x1c.stint.v1.ListAgentsResponse\x128\n" +
 	"\x05WhoIs\x12\x16.stint.v1.WhoIsRequest\x1a\x17.stint.v1.WhoIsResponse\x12D\n" +
 	"\tReconcile\x12\x1a.stint.v1.ReconcileRequest\x1a\x1b.stint.v1.ReconcileResponse\x12_\n" +
-	"\x12MatchDatabaseUsers\x12#.stint.v1.MatchDatabaseUsersRequest\x1a$.stint.v1.MatchDatabaseUsersResponseB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
+	"\x12MatchDatabaseUsers\x12#.stint.v1.MatchDatabaseUsersRequest\x1a$.stint.v1.MatchDatabaseUsersResponse\x12<\n" +
+	"\n" +
+	"GetRestore\x12\x1b.stint.v1.GetRestoreRequest\x1a\x11.stint.v1.Restore\x12D\n" +
+	"\x0eConfirmRestore\x12\x1f.stint.v1.ConfirmRestoreRequest\x1a\x11.stint.v1.RestoreB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
 
 var (
 	file_stint_v1_admin_proto_rawDescOnce sync.Once
@@ -2709,7 +2973,7 @@ func file_stint_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_stint_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_stint_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_stint_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_stint_v1_admin_proto_goTypes = []any{
 	(ResourceKind)(0),                  // 0: stint.v1.ResourceKind
 	(AgentState)(0),                    // 1: stint.v1.AgentState
@@ -2746,82 +3010,91 @@ var file_stint_v1_admin_proto_goTypes = []any{
 	(*MatchDatabaseUsersRequest)(nil),  // 32: stint.v1.MatchDatabaseUsersRequest
 	(*DatabaseUser)(nil),               // 33: stint.v1.DatabaseUser
 	(*MatchDatabaseUsersResponse)(nil), // 34: stint.v1.MatchDatabaseUsersResponse
-	nil,                                // 35: stint.v1.StopProgress.ByProofEntry
-	(*Exposure)(nil),                   // 36: stint.v1.Exposure
-	(TaskState)(0),                     // 37: stint.v1.TaskState
-	(*Task)(nil),                       // 38: stint.v1.Task
-	(LeaseState)(0),                    // 39: stint.v1.LeaseState
-	(*Lease)(nil),                      // 40: stint.v1.Lease
-	(*durationpb.Duration)(nil),        // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),      // 42: google.protobuf.Timestamp
+	(*GetRestoreRequest)(nil),          // 35: stint.v1.GetRestoreRequest
+	(*ConfirmRestoreRequest)(nil),      // 36: stint.v1.ConfirmRestoreRequest
+	(*Restore)(nil),                    // 37: stint.v1.Restore
+	nil,                                // 38: stint.v1.StopProgress.ByProofEntry
+	(*Exposure)(nil),                   // 39: stint.v1.Exposure
+	(TaskState)(0),                     // 40: stint.v1.TaskState
+	(*Task)(nil),                       // 41: stint.v1.Task
+	(LeaseState)(0),                    // 42: stint.v1.LeaseState
+	(*Lease)(nil),                      // 43: stint.v1.Lease
+	(*durationpb.Duration)(nil),        // 44: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),      // 45: google.protobuf.Timestamp
 }
 var file_stint_v1_admin_proto_depIdxs = []int32{
 	0,  // 0: stint.v1.Resource.kind:type_name -> stint.v1.ResourceKind
-	36, // 1: stint.v1.Resource.exposure:type_name -> stint.v1.Exposure
+	39, // 1: stint.v1.Resource.exposure:type_name -> stint.v1.Exposure
 	4,  // 2: stint.v1.ApplyRequest.documents:type_name -> stint.v1.Document
 	6,  // 3: stint.v1.ApplyResponse.changes:type_name -> stint.v1.Change
 	0,  // 4: stint.v1.ListResourcesRequest.kind:type_name -> stint.v1.ResourceKind
 	3,  // 5: stint.v1.ListResourcesResponse.resources:type_name -> stint.v1.Resource
-	37, // 6: stint.v1.ListAllTasksRequest.states:type_name -> stint.v1.TaskState
-	38, // 7: stint.v1.ListAllTasksResponse.tasks:type_name -> stint.v1.Task
-	39, // 8: stint.v1.ListAllLeasesRequest.states:type_name -> stint.v1.LeaseState
-	40, // 9: stint.v1.ListAllLeasesResponse.leases:type_name -> stint.v1.Lease
-	41, // 10: stint.v1.StopTaskRequest.wait:type_name -> google.protobuf.Duration
-	38, // 11: stint.v1.StopTaskResponse.task:type_name -> stint.v1.Task
-	40, // 12: stint.v1.StopTaskResponse.leases:type_name -> stint.v1.Lease
-	41, // 13: stint.v1.StopRequest.wait:type_name -> google.protobuf.Duration
-	35, // 14: stint.v1.StopProgress.by_proof:type_name -> stint.v1.StopProgress.ByProofEntry
-	42, // 15: stint.v1.StopProgress.usable_until:type_name -> google.protobuf.Timestamp
-	42, // 16: stint.v1.StopProgress.unchecked_until:type_name -> google.protobuf.Timestamp
+	40, // 6: stint.v1.ListAllTasksRequest.states:type_name -> stint.v1.TaskState
+	41, // 7: stint.v1.ListAllTasksResponse.tasks:type_name -> stint.v1.Task
+	42, // 8: stint.v1.ListAllLeasesRequest.states:type_name -> stint.v1.LeaseState
+	43, // 9: stint.v1.ListAllLeasesResponse.leases:type_name -> stint.v1.Lease
+	44, // 10: stint.v1.StopTaskRequest.wait:type_name -> google.protobuf.Duration
+	41, // 11: stint.v1.StopTaskResponse.task:type_name -> stint.v1.Task
+	43, // 12: stint.v1.StopTaskResponse.leases:type_name -> stint.v1.Lease
+	44, // 13: stint.v1.StopRequest.wait:type_name -> google.protobuf.Duration
+	38, // 14: stint.v1.StopProgress.by_proof:type_name -> stint.v1.StopProgress.ByProofEntry
+	45, // 15: stint.v1.StopProgress.usable_until:type_name -> google.protobuf.Timestamp
+	45, // 16: stint.v1.StopProgress.unchecked_until:type_name -> google.protobuf.Timestamp
 	21, // 17: stint.v1.StopProgress.agent:type_name -> stint.v1.Agent
 	1,  // 18: stint.v1.Agent.state:type_name -> stint.v1.AgentState
-	42, // 19: stint.v1.Agent.since:type_name -> google.protobuf.Timestamp
+	45, // 19: stint.v1.Agent.since:type_name -> google.protobuf.Timestamp
 	1,  // 20: stint.v1.ListAgentsRequest.state:type_name -> stint.v1.AgentState
 	21, // 21: stint.v1.ListAgentsResponse.agents:type_name -> stint.v1.Agent
-	38, // 22: stint.v1.WhoIsResponse.task:type_name -> stint.v1.Task
-	40, // 23: stint.v1.WhoIsResponse.lease:type_name -> stint.v1.Lease
+	41, // 22: stint.v1.WhoIsResponse.task:type_name -> stint.v1.Task
+	43, // 23: stint.v1.WhoIsResponse.lease:type_name -> stint.v1.Lease
 	2,  // 24: stint.v1.Difference.kind:type_name -> stint.v1.DifferenceKind
-	42, // 25: stint.v1.Difference.issued_at:type_name -> google.protobuf.Timestamp
-	42, // 26: stint.v1.Difference.not_after:type_name -> google.protobuf.Timestamp
-	40, // 27: stint.v1.Difference.lease:type_name -> stint.v1.Lease
+	45, // 25: stint.v1.Difference.issued_at:type_name -> google.protobuf.Timestamp
+	45, // 26: stint.v1.Difference.not_after:type_name -> google.protobuf.Timestamp
+	43, // 27: stint.v1.Difference.lease:type_name -> stint.v1.Lease
 	28, // 28: stint.v1.Inventory.differences:type_name -> stint.v1.Difference
 	29, // 29: stint.v1.Inventory.gaps:type_name -> stint.v1.InventoryGap
 	30, // 30: stint.v1.ReconcileResponse.inventories:type_name -> stint.v1.Inventory
-	42, // 31: stint.v1.MatchDatabaseUsersRequest.listed_at:type_name -> google.protobuf.Timestamp
+	45, // 31: stint.v1.MatchDatabaseUsersRequest.listed_at:type_name -> google.protobuf.Timestamp
 	2,  // 32: stint.v1.DatabaseUser.kind:type_name -> stint.v1.DifferenceKind
-	40, // 33: stint.v1.DatabaseUser.lease:type_name -> stint.v1.Lease
+	43, // 33: stint.v1.DatabaseUser.lease:type_name -> stint.v1.Lease
 	33, // 34: stint.v1.MatchDatabaseUsersResponse.strays:type_name -> stint.v1.DatabaseUser
-	5,  // 35: stint.v1.AdminService.Apply:input_type -> stint.v1.ApplyRequest
-	8,  // 36: stint.v1.AdminService.GetResource:input_type -> stint.v1.GetResourceRequest
-	9,  // 37: stint.v1.AdminService.ListResources:input_type -> stint.v1.ListResourcesRequest
-	11, // 38: stint.v1.AdminService.DeleteResource:input_type -> stint.v1.DeleteResourceRequest
-	13, // 39: stint.v1.AdminService.ListAllTasks:input_type -> stint.v1.ListAllTasksRequest
-	15, // 40: stint.v1.AdminService.ListAllLeases:input_type -> stint.v1.ListAllLeasesRequest
-	17, // 41: stint.v1.AdminService.StopTask:input_type -> stint.v1.StopTaskRequest
-	19, // 42: stint.v1.AdminService.Stop:input_type -> stint.v1.StopRequest
-	22, // 43: stint.v1.AdminService.ResumeAgent:input_type -> stint.v1.ResumeAgentRequest
-	23, // 44: stint.v1.AdminService.ListAgents:input_type -> stint.v1.ListAgentsRequest
-	25, // 45: stint.v1.AdminService.WhoIs:input_type -> stint.v1.WhoIsRequest
-	27, // 46: stint.v1.AdminService.Reconcile:input_type -> stint.v1.ReconcileRequest
-	32, // 47: stint.v1.AdminService.MatchDatabaseUsers:input_type -> stint.v1.MatchDatabaseUsersRequest
-	7,  // 48: stint.v1.AdminService.Apply:output_type -> stint.v1.ApplyResponse
-	3,  // 49: stint.v1.AdminService.GetResource:output_type -> stint.v1.Resource
-	10, // 50: stint.v1.AdminService.ListResources:output_type -> stint.v1.ListResourcesResponse
-	12, // 51: stint.v1.AdminService.DeleteResource:output_type -> stint.v1.DeleteResourceResponse
-	14, // 52: stint.v1.AdminService.ListAllTasks:output_type -> stint.v1.ListAllTasksResponse
-	16, // 53: stint.v1.AdminService.ListAllLeases:output_type -> stint.v1.ListAllLeasesResponse
-	18, // 54: stint.v1.AdminService.StopTask:output_type -> stint.v1.StopTaskResponse
-	20, // 55: stint.v1.AdminService.Stop:output_type -> stint.v1.StopProgress
-	21, // 56: stint.v1.AdminService.ResumeAgent:output_type -> stint.v1.Agent
-	24, // 57: stint.v1.AdminService.ListAgents:output_type -> stint.v1.ListAgentsResponse
-	26, // 58: stint.v1.AdminService.WhoIs:output_type -> stint.v1.WhoIsResponse
-	31, // 59: stint.v1.AdminService.Reconcile:output_type -> stint.v1.ReconcileResponse
-	34, // 60: stint.v1.AdminService.MatchDatabaseUsers:output_type -> stint.v1.MatchDatabaseUsersResponse
-	48, // [48:61] is the sub-list for method output_type
-	35, // [35:48] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	45, // 35: stint.v1.Restore.at:type_name -> google.protobuf.Timestamp
+	45, // 36: stint.v1.Restore.newest:type_name -> google.protobuf.Timestamp
+	5,  // 37: stint.v1.AdminService.Apply:input_type -> stint.v1.ApplyRequest
+	8,  // 38: stint.v1.AdminService.GetResource:input_type -> stint.v1.GetResourceRequest
+	9,  // 39: stint.v1.AdminService.ListResources:input_type -> stint.v1.ListResourcesRequest
+	11, // 40: stint.v1.AdminService.DeleteResource:input_type -> stint.v1.DeleteResourceRequest
+	13, // 41: stint.v1.AdminService.ListAllTasks:input_type -> stint.v1.ListAllTasksRequest
+	15, // 42: stint.v1.AdminService.ListAllLeases:input_type -> stint.v1.ListAllLeasesRequest
+	17, // 43: stint.v1.AdminService.StopTask:input_type -> stint.v1.StopTaskRequest
+	19, // 44: stint.v1.AdminService.Stop:input_type -> stint.v1.StopRequest
+	22, // 45: stint.v1.AdminService.ResumeAgent:input_type -> stint.v1.ResumeAgentRequest
+	23, // 46: stint.v1.AdminService.ListAgents:input_type -> stint.v1.ListAgentsRequest
+	25, // 47: stint.v1.AdminService.WhoIs:input_type -> stint.v1.WhoIsRequest
+	27, // 48: stint.v1.AdminService.Reconcile:input_type -> stint.v1.ReconcileRequest
+	32, // 49: stint.v1.AdminService.MatchDatabaseUsers:input_type -> stint.v1.MatchDatabaseUsersRequest
+	35, // 50: stint.v1.AdminService.GetRestore:input_type -> stint.v1.GetRestoreRequest
+	36, // 51: stint.v1.AdminService.ConfirmRestore:input_type -> stint.v1.ConfirmRestoreRequest
+	7,  // 52: stint.v1.AdminService.Apply:output_type -> stint.v1.ApplyResponse
+	3,  // 53: stint.v1.AdminService.GetResource:output_type -> stint.v1.Resource
+	10, // 54: stint.v1.AdminService.ListResources:output_type -> stint.v1.ListResourcesResponse
+	12, // 55: stint.v1.AdminService.DeleteResource:output_type -> stint.v1.DeleteResourceResponse
+	14, // 56: stint.v1.AdminService.ListAllTasks:output_type -> stint.v1.ListAllTasksResponse
+	16, // 57: stint.v1.AdminService.ListAllLeases:output_type -> stint.v1.ListAllLeasesResponse
+	18, // 58: stint.v1.AdminService.StopTask:output_type -> stint.v1.StopTaskResponse
+	20, // 59: stint.v1.AdminService.Stop:output_type -> stint.v1.StopProgress
+	21, // 60: stint.v1.AdminService.ResumeAgent:output_type -> stint.v1.Agent
+	24, // 61: stint.v1.AdminService.ListAgents:output_type -> stint.v1.ListAgentsResponse
+	26, // 62: stint.v1.AdminService.WhoIs:output_type -> stint.v1.WhoIsResponse
+	31, // 63: stint.v1.AdminService.Reconcile:output_type -> stint.v1.ReconcileResponse
+	34, // 64: stint.v1.AdminService.MatchDatabaseUsers:output_type -> stint.v1.MatchDatabaseUsersResponse
+	37, // 65: stint.v1.AdminService.GetRestore:output_type -> stint.v1.Restore
+	37, // 66: stint.v1.AdminService.ConfirmRestore:output_type -> stint.v1.Restore
+	52, // [52:67] is the sub-list for method output_type
+	37, // [37:52] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_stint_v1_admin_proto_init() }
@@ -2844,7 +3117,7 @@ func file_stint_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_stint_v1_admin_proto_rawDesc), len(file_stint_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

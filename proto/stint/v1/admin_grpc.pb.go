@@ -32,6 +32,8 @@ const (
 	AdminService_WhoIs_FullMethodName              = "/stint.v1.AdminService/WhoIs"
 	AdminService_Reconcile_FullMethodName          = "/stint.v1.AdminService/Reconcile"
 	AdminService_MatchDatabaseUsers_FullMethodName = "/stint.v1.AdminService/MatchDatabaseUsers"
+	AdminService_GetRestore_FullMethodName         = "/stint.v1.AdminService/GetRestore"
+	AdminService_ConfirmRestore_FullMethodName     = "/stint.v1.AdminService/ConfirmRestore"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -70,6 +72,12 @@ type AdminServiceClient interface {
 	Reconcile(ctx context.Context, in *ReconcileRequest, opts ...grpc.CallOption) (*ReconcileResponse, error)
 	// MatchDatabaseUsers says which of the users that a database has are of no open lease. Role: admin, operator or auditor.
 	MatchDatabaseUsers(ctx context.Context, in *MatchDatabaseUsersRequest, opts ...grpc.CallOption) (*MatchDatabaseUsersResponse, error)
+	// GetRestore says whether the ledger is held because it is an older copy, and what is known of that. Role: admin, operator
+	// or auditor.
+	GetRestore(ctx context.Context, in *GetRestoreRequest, opts ...grpc.CallOption) (*Restore, error)
+	// ConfirmRestore lets a held ledger go on, in a new epoch of the audit log: what is due is ended, and issuing begins again.
+	// Recorded. Role: admin.
+	ConfirmRestore(ctx context.Context, in *ConfirmRestoreRequest, opts ...grpc.CallOption) (*Restore, error)
 }
 
 type adminServiceClient struct {
@@ -219,6 +227,26 @@ func (c *adminServiceClient) MatchDatabaseUsers(ctx context.Context, in *MatchDa
 	return out, nil
 }
 
+func (c *adminServiceClient) GetRestore(ctx context.Context, in *GetRestoreRequest, opts ...grpc.CallOption) (*Restore, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Restore)
+	err := c.cc.Invoke(ctx, AdminService_GetRestore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ConfirmRestore(ctx context.Context, in *ConfirmRestoreRequest, opts ...grpc.CallOption) (*Restore, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Restore)
+	err := c.cc.Invoke(ctx, AdminService_ConfirmRestore_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -255,6 +283,12 @@ type AdminServiceServer interface {
 	Reconcile(context.Context, *ReconcileRequest) (*ReconcileResponse, error)
 	// MatchDatabaseUsers says which of the users that a database has are of no open lease. Role: admin, operator or auditor.
 	MatchDatabaseUsers(context.Context, *MatchDatabaseUsersRequest) (*MatchDatabaseUsersResponse, error)
+	// GetRestore says whether the ledger is held because it is an older copy, and what is known of that. Role: admin, operator
+	// or auditor.
+	GetRestore(context.Context, *GetRestoreRequest) (*Restore, error)
+	// ConfirmRestore lets a held ledger go on, in a new epoch of the audit log: what is due is ended, and issuing begins again.
+	// Recorded. Role: admin.
+	ConfirmRestore(context.Context, *ConfirmRestoreRequest) (*Restore, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -303,6 +337,12 @@ func (UnimplementedAdminServiceServer) Reconcile(context.Context, *ReconcileRequ
 }
 func (UnimplementedAdminServiceServer) MatchDatabaseUsers(context.Context, *MatchDatabaseUsersRequest) (*MatchDatabaseUsersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method MatchDatabaseUsers not implemented")
+}
+func (UnimplementedAdminServiceServer) GetRestore(context.Context, *GetRestoreRequest) (*Restore, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRestore not implemented")
+}
+func (UnimplementedAdminServiceServer) ConfirmRestore(context.Context, *ConfirmRestoreRequest) (*Restore, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmRestore not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -552,6 +592,42 @@ func _AdminService_MatchDatabaseUsers_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_GetRestore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRestoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetRestore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetRestore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetRestore(ctx, req.(*GetRestoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ConfirmRestore_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfirmRestoreRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).ConfirmRestore(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_ConfirmRestore_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).ConfirmRestore(ctx, req.(*ConfirmRestoreRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -606,6 +682,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MatchDatabaseUsers",
 			Handler:    _AdminService_MatchDatabaseUsers_Handler,
+		},
+		{
+			MethodName: "GetRestore",
+			Handler:    _AdminService_GetRestore_Handler,
+		},
+		{
+			MethodName: "ConfirmRestore",
+			Handler:    _AdminService_ConfirmRestore_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

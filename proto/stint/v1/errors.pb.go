@@ -91,6 +91,8 @@ const (
 	Reason_REASON_SHUTTING_DOWN Reason = 84
 	// RESOURCE_EXHAUSTED: too many refused calls; wait as RetryInfo says.
 	Reason_REASON_RATE_LIMITED Reason = 85
+	// UNAVAILABLE: the ledger is an older copy, and nothing is issued or ended until an administrator confirms the restore.
+	Reason_REASON_RESTORE_UNCONFIRMED Reason = 86
 )
 
 // Enum value maps for Reason.
@@ -129,6 +131,7 @@ var (
 		83: "REASON_OUTCOME_UNKNOWN",
 		84: "REASON_SHUTTING_DOWN",
 		85: "REASON_RATE_LIMITED",
+		86: "REASON_RESTORE_UNCONFIRMED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":             0,
@@ -164,6 +167,7 @@ var (
 		"REASON_OUTCOME_UNKNOWN":         83,
 		"REASON_SHUTTING_DOWN":           84,
 		"REASON_RATE_LIMITED":            85,
+		"REASON_RESTORE_UNCONFIRMED":     86,
 	}
 )
 
@@ -198,7 +202,7 @@ var File_stint_v1_errors_proto protoreflect.FileDescriptor
 
 const file_stint_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x15stint/v1/errors.proto\x12\bstint.v1*\xa2\a\n" +
+	"\x15stint/v1/errors.proto\x12\bstint.v1*\xc2\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fREASON_INTERNAL\x10\x01\x12\x1a\n" +
@@ -233,7 +237,8 @@ const file_stint_v1_errors_proto_rawDesc = "" +
 	"\x19REASON_LEDGER_UNAVAILABLE\x10R\x12\x1a\n" +
 	"\x16REASON_OUTCOME_UNKNOWN\x10S\x12\x18\n" +
 	"\x14REASON_SHUTTING_DOWN\x10T\x12\x17\n" +
-	"\x13REASON_RATE_LIMITED\x10UB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
+	"\x13REASON_RATE_LIMITED\x10U\x12\x1e\n" +
+	"\x1aREASON_RESTORE_UNCONFIRMED\x10VB3Z1github.com/stint-dev/stint/proto/stint/v1;stintv1b\x06proto3"
 
 var (
 	file_stint_v1_errors_proto_rawDescOnce sync.Once
