@@ -72,3 +72,47 @@ func TestVerifyLogProvesEveryAnswer(t *testing.T) {
 		t.Errorf("a fork in the middle: %v", err)
 	}
 }
+
+// TestVerifyRestoredLog: a client that has seen what a restore lost is told so until it accepts that, and then goes on. What
+// the log kept is proven all the same, and a restore excuses nothing else.
+func TestVerifyRestoredLog(t *testing.T) {
+	t.Parallel()
+	b := agenttest.Start(t, agenttest.Config{})
+	saw, early := connect(t, b, agent.WithLogKey(b.LogKey)), connect(t, b, agent.WithLogKey(b.LogKey))
+	declare(t, early, agent.Declaration{})
+	kept := b.LogSize()
+	for range 3 {
+		declare(t, saw, agent.Declaration{})
+	}
+	newest := saw.Checkpoint()
+
+	b.CutLog(kept) // nobody has confirmed it yet
+	if err := saw.VerifyLog(t.Context()); !errors.Is(err, agent.ErrLog) || errors.Is(err, agent.ErrRestored) {
+		t.Errorf("a log that is shorter: %v", err)
+	}
+	b.RestoreLog(kept)
+	declare(t, early, agent.Declaration{})
+	if err := early.VerifyLog(t.Context()); err != nil {
+		t.Errorf("a client that saw nothing of what was lost: %v", err)
+	}
+	later := connect(t, b, agent.WithLogKey(b.LogKey), agent.WithCheckpoint(newest))
+	for name, client := range map[string]*agent.Client{"the same client": saw, "one that kept its checkpoint": later} {
+		for range 2 { // it stays until it is accepted
+			err := client.VerifyLog(t.Context())
+			if !errors.Is(err, agent.ErrRestored) || errors.Is(err, agent.ErrLog) {
+				t.Fatalf("%s: %v", name, err)
+			}
+			t.Log(err)
+		}
+		client.AcceptRestore()
+		declare(t, client, agent.Declaration{})
+		if err := client.VerifyLog(t.Context()); err != nil {
+			t.Errorf("%s, after accepting: %v", name, err)
+		}
+	}
+	b.Rewrite(`{"event":"nothing happened"}`) // of what was kept
+	declare(t, later, agent.Declaration{})
+	if err := later.VerifyLog(t.Context()); !errors.Is(err, agent.ErrLog) {
+		t.Errorf("a record rewritten that was kept: %v", err)
+	}
+}

@@ -31,6 +31,9 @@ var (
 	ErrManifest = errors.New("the broker's manifest is not the one that was declared")
 	// ErrLog says that the broker's audit log is not the one that was seen before: its signature, size or hashes differ.
 	ErrLog = errors.New("the audit log does not continue what was seen before")
+	// ErrRestored says that the broker's audit log says of itself that it was restored from an older copy, and that some of what
+	// was seen before is lost. Ask its operator, who has confirmed it; then [Client.AcceptRestore].
+	ErrRestored = errors.New("the audit log was restored from an older copy")
 	// ErrCredential says that what was issued does not fit the request. Its lease was revoked.
 	ErrCredential = errors.New("the issued credential does not fit the request")
 	// ErrUsage says that a declaration or an option cannot be meant.

@@ -26,6 +26,8 @@ type log struct {
 	mu      sync.Mutex // guards what follows
 	records []string
 	hashes  []tlog.Hash
+	epochs  string // the extension lines of checkpoints
+	epoch   int
 }
 
 func newLog(tb testing.TB) *log {
@@ -73,7 +75,7 @@ func (l *log) checkpoint() string {
 		return err.Error()
 	}
 	signed, err := note.Sign(&note.Note{
-		Text: fmt.Sprintf("%s\n%d\n%s\n", origin, size, base64.StdEncoding.EncodeToString(root[:])),
+		Text: fmt.Sprintf("%s\n%d\n%s\n%s", origin, size, base64.StdEncoding.EncodeToString(root[:]), l.epochs),
 	}, l.signer)
 	if err != nil {
 		return err.Error()
@@ -86,6 +88,30 @@ func (b *Broker) Record(index int) string {
 	b.log.mu.Lock()
 	defer b.log.mu.Unlock()
 	return b.log.records[index]
+}
+
+// LogSize returns how many records the audit log has.
+func (b *Broker) LogSize() int { return int(b.log.size()) }
+
+// CutLog takes the log back to its first records, as an older copy that nobody has confirmed.
+func (b *Broker) CutLog(size int) {
+	b.log.mu.Lock()
+	kept := b.log.records[:size]
+	b.log.records, b.log.hashes = nil, nil
+	b.log.mu.Unlock()
+	for _, record := range kept {
+		b.log.append(record)
+	}
+}
+
+// RestoreLog takes the log back to its first records and begins a new epoch there, as a confirmed restore does.
+func (b *Broker) RestoreLog(size int) {
+	b.CutLog(size)
+	b.log.mu.Lock()
+	b.log.epoch++
+	b.log.epochs += fmt.Sprintf("epoch %d %d\n", b.log.epoch+1, size)
+	b.log.mu.Unlock()
+	b.log.append(`{"event":"log.restored"}`)
 }
 
 // Rewrite replaces the first record of the audit log and signs anew, as an insider could.
@@ -121,6 +147,9 @@ func (l *log) size() int64 {
 func (s *auditService) GetConsistencyProof(_ context.Context, req *stintv1.GetConsistencyProofRequest) (*stintv1.Proof, error) {
 	s.b.log.mu.Lock()
 	defer s.b.log.mu.Unlock()
+	if have := int64(len(s.b.log.records)); req.GetNewSize() > have {
+		return nil, invalid("old_size", fmt.Sprintf("is not in a log of %d records", have))
+	}
 	proof, err := tlog.ProveTree(req.GetNewSize(), req.GetOldSize(), s.b.log)
 	if err != nil {
 		return nil, invalid("old_size", err.Error())

@@ -60,11 +60,13 @@ type Broker struct {
 	resources []*stintv1.Resource
 	agents    map[string]*stintv1.Agent // whose state somebody has set
 	strays    []string                  // database users of no lease
-	changed   chan struct{}             // closed at every change
-	hold      bool
-	receipt   []byte
-	faults    []error // handed out first, by calls that have a request ID
-	calls     map[string]int
+
+	unconfirmed, confirmed bool          // a restore
+	changed                chan struct{} // closed at every change
+	hold                   bool
+	receipt                []byte
+	faults                 []error // handed out first, by calls that have a request ID
+	calls                  map[string]int
 }
 
 // Start runs a broker until the test ends.
