@@ -255,6 +255,10 @@ func (a *app) showReport(r *audit.Report, good bool) error {
 		if !r.Closed {
 			t.Row("Note", openReceipt)
 		}
+		for _, e := range r.Restores {
+			t.Row("Restored", fmt.Sprintf("the log went on from an older copy at record %d (epoch %d), while the task was open: "+
+				"records of it from before may be lost", e.Start, e.Number))
+		}
 		return t.Write(w)
 	})
 }

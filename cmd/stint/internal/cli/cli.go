@@ -80,7 +80,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.flags.output, "output", "o", string(render.FormatTable), "table, json or yaml")
 	root.AddCommand(
 		a.whoami(), a.roles(), a.task(), a.credential(), a.lease(), a.run(), a.stop(), a.agent(), a.apply(), a.get(), a.audit(), a.whois(), a.reconcile(),
-		a.trust(), a.versionCommand(),
+		a.restore(), a.trust(), a.versionCommand(),
 	)
 	return root
 }

@@ -188,7 +188,7 @@ func confirmed(ctx context.Context, in io.Reader, out io.Writer, name string) er
 		return ctx.Err()
 	case line := <-typed:
 		if strings.TrimSpace(line) != name {
-			return &failure{error: errors.New("not confirmed; nothing was stopped"), code: codeOther}
+			return &failure{error: errors.New("not confirmed; nothing was done"), code: codeOther}
 		}
 		return nil
 	}
