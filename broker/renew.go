@@ -40,11 +40,36 @@ func LoadCatalog(ctx context.Context, l *ledger.Ledger, r Renewal) (*Catalog, Ap
 	if err != nil {
 		return nil, Applied{}, err
 	}
-	if _, err = c.change(ctx, s); err != nil {
-		return nil, Applied{}, err
+	if !l.Held() { // one that is held takes no change: the files decide all the same, and Settle stores them
+		if _, err = c.change(ctx, s); err != nil {
+			return nil, Applied{}, err
+		}
 	}
 	c.force.Store(s.next) // also where nothing changed
 	return c, s.out, nil
+}
+
+// Settle stores what the files of LoadCatalog say, once a ledger that was held takes changes.
+func (c *Catalog) Settle(ctx context.Context) error {
+	if err := c.changing.take(ctx); err != nil {
+		return err
+	}
+	defer c.changing.give()
+	stored, err := c.stored(ctx)
+	if err != nil || !c.readOnly {
+		return err
+	}
+	docs := make([]resource.Document, 0, len(stored))
+	for _, s := range stored {
+		docs = append(docs, resource.Stored(s.Name, s.YAML, s.Source))
+	}
+	force := c.force.Load()
+	s, err := force.prospect(resource.Remember(docs...), force.engine.Set(), nil)
+	if err != nil {
+		return err
+	}
+	_, err = c.change(ctx, s)
+	return err
 }
 
 // Renew puts a renewal in force, all or nothing. It is one commit with its record, and one moment for everybody who decides:

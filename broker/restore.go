@@ -11,7 +11,6 @@ import (
 	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/ledger"
-	"github.com/stint-dev/stint/broker/resource"
 )
 
 // restoreRetry is when to ask a held broker again: people take minutes.
@@ -104,32 +103,6 @@ func (x *Restore) count(r ledger.Reader) error {
 		}
 	}
 	return err
-}
-
-// Foresee puts in force what the operator's files say without committing it, for a ledger that is held: backends are compared
-// by the roles that will be in force. Recall has to follow before anything is changed.
-func (c *Catalog) Foresee(ctx context.Context, files []resource.File) error {
-	if err := c.changing.take(ctx); err != nil {
-		return err
-	}
-	defer c.changing.give()
-	terms := c.force.Load().Terms
-	set, problems := resource.Parse(files, terms.Backends.Configured())
-	next, err := terms.compile(set, problems)
-	if err != nil {
-		return err
-	}
-	c.force.Store(next)
-	return nil
-}
-
-// Recall puts in force what the ledger holds.
-func (c *Catalog) Recall(ctx context.Context) error {
-	if err := c.changing.take(ctx); err != nil {
-		return err
-	}
-	defer c.changing.give()
-	return c.read(ctx, c.force.Load().Terms)
 }
 
 // ConfirmRestore lets a held ledger go on. The size is that of the log which the caller has seen.

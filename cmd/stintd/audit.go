@@ -79,6 +79,22 @@ func verifyLedger(ctx context.Context, c logCheck, out, progress io.Writer) erro
 	}
 	_, err = fmt.Fprintf(out, "ok: %d records of %s, as signed; held against %d known checkpoints; %d texts shown, %d erased\n",
 		rep.Size, rep.Origin, rep.Known, rep.Texts, rep.Erased)
+	for _, r := range rep.Restores {
+		if err == nil {
+			err = printRestore(out, r)
+		}
+	}
+	return err
+}
+
+// printRestore says what was lost, and who took that on.
+func printRestore(out io.Writer, r audit.RestoreReport) error {
+	lost := "no known checkpoint is of what was lost"
+	if r.Lost > 0 {
+		lost = fmt.Sprintf("%d known checkpoints are of lost records and prove nothing, up to record %d", r.Lost, r.LostTo-1)
+	}
+	_, err := fmt.Fprintf(out, "restored: epoch %d goes on from an older copy at record %d, confirmed by %s at %s; %s\n",
+		r.Epoch, r.Size, r.Actor.ID, r.ConfirmedAt.UTC().Format(time.RFC3339), lost)
 	return err
 }
 

@@ -66,7 +66,7 @@ type house struct {
 	status     *status.Server
 	guard      *x509svid.Credentials
 	accepting  []accepting
-	missing    map[string]int // leases of backends that are not configured, as they were at the start
+	missing    atomic.Pointer[map[string]int] // leases of backends that are not configured, as they were at the start
 	// goes runs something until it is stopped or the ground gives way.
 	goes func(what string, run func(context.Context) error) (stop context.CancelFunc)
 
@@ -90,14 +90,19 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 		return nil, err
 	}
 	metrics := status.NewMetrics(version)
+	known, err := knownElsewhere(b.cfg.Audit.Checkpoints)
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
 	l, err := ledger.Open(ctx, ledger.Config{
+		Known: known,
 		Store: store, Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
 		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), //nolint:gosec // the configuration refuses negative sizes
 		FreeBytes:        store.FreeBytes,
 		Committed:        metrics.ObserveCommit,
 	})
 	if err != nil {
-		return nil, errors.Join(err, store.Close())
+		return nil, errors.Join(checkpointHint(err, b.cfg.Audit.Checkpoints), store.Close())
 	}
 	return &house{
 		blueprint: b, store: store, ledger: l, admins: admin.NewCurrent(admins), metrics: metrics,
@@ -150,11 +155,10 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	if err := h.assemble(ctx); err != nil {
 		return err
 	}
-	if err := h.releaseClaims(ctx); err != nil {
-		return err
-	}
-	if err := h.faceMissing(ctx); err != nil {
-		return err
+	if !h.ledger.Held() {
+		if err := h.takeUp(ctx); err != nil {
+			return err
+		}
 	}
 	statusListener, err := listenTCP(ctx, h.cfg.Listen.HTTP)
 	if err != nil {
@@ -165,19 +169,24 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	defer stopUpper()
 	h.teardown = teardown.New(teardown.Config{
 		Ledger: h.ledger, Backends: h.catalog.Backends, Presence: h.broker.Presence(), StuckAfter: h.cfg.Teardown.StuckAfter,
-		Logger: h.logger.Named("teardown"),
+		Held: h.broker.Held, Logger: h.logger.Named("teardown"),
 	})
 	upper.Go(func() error { return h.teardown.Run(upperCtx) })
 	upper.Go(func() error { return h.broker.Run(upperCtx) })
 	upper.Go(func() error { return h.reconciler.Run(upperCtx) })
 	upper.Go(func() error { return h.guard.Run(upperCtx) })
 	upper.Go(func() error { return h.status.Run(upperCtx, statusListener) })
-	upper.Go(func() error { return h.exporter.Run(upperCtx) })
+	upper.Go(func() error { return h.onceConfirmed(upperCtx, h.exporter.Run) })
 	serverCtx, stopServer := context.WithCancel(upperCtx)
 	defer stopServer()
 	upper.Go(func() error { return h.server.Run(serverCtx) })
 
-	err = h.record(ctx, audit.ServerStarted, "")
+	if h.ledger.Held() {
+		h.sayHeld()
+		upper.Go(func() error { return h.onceConfirmed(upperCtx, h.goOn) })
+	} else {
+		err = h.record(ctx, audit.ServerStarted, "")
+	}
 	if err == nil {
 		err = ready(ctx)
 	}
@@ -249,6 +258,10 @@ func (h *house) wind(ctx context.Context) error {
 	if err := h.broker.Drain(drain); err != nil {
 		h.logger.Warn("issues in flight were cut; what they leave is swept", zap.Error(err))
 	}
+	if h.ledger.Held() {
+		h.logger.Info("stopping; the ledger is still held")
+		return nil
+	}
 	if h.endTasks {
 		h.endEveryTask(drain)
 	}
@@ -312,7 +325,7 @@ func (h *house) record(ctx context.Context, event audit.Event, reason string) er
 		})
 		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, ledger.ErrHeld) { // a ledger that is held takes no record before that of its restore
 		return fmt.Errorf("record %s: %w", event, err)
 	}
 	return nil

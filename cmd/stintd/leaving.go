@@ -81,30 +81,36 @@ func (h *house) faceMissing(ctx context.Context) error {
 	if err != nil || !found {
 		return err
 	}
+	var missing map[string]int
 	_, err = h.ledger.Update(ctx, func(tx *ledger.Tx) error {
 		var cause error
-		h.missing, cause = teardown.EndUnconfigured(tx, configured, time.Now())
+		missing, cause = teardown.EndUnconfigured(tx, configured, time.Now())
 		return cause
 	})
 	if err != nil {
 		return fmt.Errorf("ask for the end of what unconfigured backends issued: %w", err)
 	}
-	for _, name := range slices.Sorted(maps.Keys(h.missing)) {
+	h.missing.Store(&missing)
+	for _, name := range slices.Sorted(maps.Keys(missing)) {
 		h.logger.Error("leases are open of a backend that is not in the configuration, and cannot be ended: put its block back and send SIGHUP",
-			zap.String("backend", name), zap.Int("leases", h.missing[name]))
+			zap.String("backend", name), zap.Int("leases", missing[name]))
 	}
 	return nil
 }
 
 // missingParts are the parts of readiness of backends that are not configured and should be.
 func (h *house) missingParts() []status.Part {
+	missing := h.missing.Load()
+	if missing == nil {
+		return nil
+	}
 	var parts []status.Part
-	for _, name := range slices.Sorted(maps.Keys(h.missing)) {
+	for _, name := range slices.Sorted(maps.Keys(*missing)) {
 		if _, back := h.catalog.Backends().Find(name); back {
 			continue
 		}
 		parts = append(parts, status.Part{Name: "backend " + name, Backend: name, Check: func(context.Context) error {
-			return fmt.Errorf("not in the configuration, and %d of its leases cannot be ended: put its block back and send SIGHUP", h.missing[name])
+			return fmt.Errorf("not in the configuration, and %d of its leases cannot be ended: put its block back and send SIGHUP", (*missing)[name])
 		}})
 	}
 	return parts

@@ -162,6 +162,9 @@ func (h *house) checkLedger(ctx context.Context) error {
 	if err := h.ledger.Damaged(); err != nil {
 		return fmt.Errorf("nothing is issued, revoking goes on as far as it can: %w", err)
 	}
+	if err := h.heldError(); err != nil {
+		return err
+	}
 	if h.ledger.Low() {
 		return errors.New("free disk is below the mark: nothing is issued, revoking goes on")
 	}
@@ -187,7 +190,7 @@ func (h *house) snapshot(ctx context.Context) (status.Snapshot, error) {
 	if free, err := h.store.FreeBytes(); err == nil {
 		s.FreeDisk = int64(min(free, 1<<62))
 	}
-	s.LanesHeld, s.ClockJumps = h.teardown.Held(), h.teardown.ClockJumps()
+	s.LanesHeld, s.ClockJumps, s.Unconfirmed = h.teardown.Held(), h.teardown.ClockJumps(), h.broker.Held()
 	if svid, err := h.source.GetX509SVID(); err == nil {
 		s.SVIDExpiry = svid.Certificates[0].NotAfter
 	}
