@@ -1,21 +1,21 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/config"
 	"github.com/stint-dev/stint/broker/instance"
 	"github.com/stint-dev/stint/plugins"
 )
 
-// lastCall is for how long calls that had begun may still go on with a backend that was replaced or has left: an issue or a
-// revocation, with its commit.
-const lastCall = drainTimeout
+// lastCall is for how long calls that had begun may still go on with a backend that was replaced or has left: an issue, its
+// commit, the end of what is not handed out after all, and some room.
+const lastCall = 3*broker.IssueTimeout + 5*time.Second
 
 // opened is a backend as it was made, and what is known of it in this process.
 type opened struct {
@@ -23,9 +23,9 @@ type opened struct {
 	text    string // what it was made from
 	// state: it keeps state on disk, which no second instance may share.
 	state bool
-	stop  context.CancelFunc // ends its Run
-	left  time.Time          // when it left the configuration; zero before
-	until time.Time          // until when its CRL is served at least; zero where that is not known yet
+	stop  func()    // ends its Run and waits for it
+	left  time.Time // when it left the configuration; zero before
+	until time.Time // until when its CRL is served at least; zero where that is not known yet
 }
 
 // openedBackends is what a house begins with.
@@ -119,6 +119,7 @@ func (h *house) takeBackends(c backendChange) {
 	for name, next := range c.opened {
 		was := h.opened[name]
 		next.left, next.until = time.Time{}, time.Time{}
+		h.found(name)
 		if next == was {
 			continue
 		}

@@ -67,8 +67,8 @@ type house struct {
 	guard      *x509svid.Credentials
 	accepting  []accepting
 	missing    atomic.Pointer[map[string]int] // leases of backends that are not configured, as they were at the start
-	// goes runs something until it is stopped or the ground gives way.
-	goes func(what string, run func(context.Context) error) (stop context.CancelFunc)
+	// goes runs something until it is stopped, which waits for its end, or the ground gives way.
+	goes func(what string, run func(context.Context) error) (stop func())
 
 	stopping atomic.Bool
 	left     int // tasks that stayed open when the house stopped
@@ -126,15 +126,17 @@ func (h *house) run(ctx context.Context, ready func(context.Context) error) erro
 	ground, groundCtx := errgroup.WithContext(base)
 	ground.Go(func() error { return h.ledger.Run(groundCtx) })
 	ground.Go(func() error { return h.source.Run(groundCtx) })
-	h.goes = func(what string, run func(context.Context) error) context.CancelFunc {
+	h.goes = func(what string, run func(context.Context) error) func() {
 		runCtx, stop := context.WithCancel(groundCtx)
+		done := make(chan struct{})
 		ground.Go(func() error {
+			defer close(done)
 			if err := run(runCtx); err != nil {
 				return fmt.Errorf("%s: %w", what, err)
 			}
 			return nil
 		})
-		return stop
+		return func() { stop(); <-done }
 	}
 	for name, o := range h.opened {
 		h.start(name, o)

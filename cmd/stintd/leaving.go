@@ -98,6 +98,15 @@ func (h *house) faceMissing(ctx context.Context) error {
 	return nil
 }
 
+// found takes a backend off the missing ones.
+func (h *house) found(name string) {
+	if missing := h.missing.Load(); missing != nil {
+		left := maps.Clone(*missing)
+		delete(left, name)
+		h.missing.Store(&left)
+	}
+}
+
 // missingParts are the parts of readiness of backends that are not configured and should be.
 func (h *house) missingParts() []status.Part {
 	missing := h.missing.Load()
