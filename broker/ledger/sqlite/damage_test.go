@@ -76,13 +76,18 @@ func TestDamagedPage(t *testing.T) {
 	if l.Damaged() != nil {
 		t.Errorf("damaged before it was looked at: %v", l.Damaged())
 	}
-	// Another connection wrote: the readers look at the file again.
-	if _, err := l.Update(t.Context(), func(tx *ledger.Tx) error {
-		_, err := tx.Append(audit.Record{Event: audit.TaskDenied})
-		return err
-	}); err != nil {
-		t.Errorf("a write elsewhere: %v", err)
+	appendOne := func() {
+		t.Helper()
+		_, err := l.Update(t.Context(), func(tx *ledger.Tx) error {
+			_, err := tx.Append(audit.Record{Event: audit.TaskDenied})
+			return err
+		})
+		if err != nil {
+			t.Errorf("a write elsewhere: %v", err)
+		}
 	}
+	// Another connection wrote: the readers look at the file again.
+	appendOne()
 	if err := l.View(t.Context(), read); !errors.Is(err, ledger.ErrDamaged) || !errors.Is(err, ledger.ErrUnavailable) {
 		t.Errorf("read what was spoilt: %v", err)
 	}
@@ -100,11 +105,9 @@ func TestDamagedPage(t *testing.T) {
 		t.Error(err)
 	}
 	size := l.Head().Size
-	if _, err = l.Update(t.Context(), func(tx *ledger.Tx) error {
-		_, err := tx.Append(audit.Record{Event: audit.TaskDenied})
-		return err
-	}); err != nil || l.Head().Size != size+1 {
-		t.Errorf("a write elsewhere: %v", err)
+	appendOne()
+	if l.Head().Size != size+1 {
+		t.Errorf("the log has %d records after %d and another", l.Head().Size, size)
 	}
 }
 

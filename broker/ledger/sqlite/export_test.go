@@ -24,7 +24,7 @@ func LimitPages(r ledger.Rows, pages int) error {
 }
 
 // ReadOnly makes the writer, which must have nothing to do, unable to write, or able again.
-func ReadOnly(store ledger.Store, yes bool) error { //nolint:revive // a test says which
+func ReadOnly(store ledger.Store, yes bool) error {
 	s, ok := store.(*Store)
 	if !ok {
 		return fmt.Errorf("%T is not this store", store)
