@@ -94,6 +94,9 @@ func (f *files) read() (Material, error) {
 		if err != nil {
 			return Material{}, fmt.Errorf("read bundle %s: %w", path, err)
 		}
+		if b.Empty() { // as while it is being written; taken, it would cut everybody
+			return Material{}, fmt.Errorf("read bundle %s: %w: it holds no certificate", path, ErrNoBundle)
+		}
 		material.X509.Add(b)
 	}
 	for td, path := range f.config.JWTBundles {

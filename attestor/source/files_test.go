@@ -127,3 +127,36 @@ func TestFilesNeedTheOwnBundle(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestBundlesThatCannotBeRead: whatever becomes of the file of a bundle, the one in force stays in force.
+func TestBundlesThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	d := attestortest.NewDomain(t, "example.org", 0)
+	p := pems{dir: t.TempDir()}
+	p.write(t, d)
+	s, err := source.OpenFiles(p.config(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.GetX509BundleForTrustDomain(d.TrustDomain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(file string) error{
+		"emptied": func(file string) error { return os.Truncate(file, 0) },
+		"junk":    func(file string) error { return os.WriteFile(file, []byte("junk"), 0o600) },
+		"cut":     func(file string) error { return os.Truncate(file, 100) },
+		"gone":    os.Remove,
+	} {
+		p.write(t, d)
+		if err := spoil(filepath.Join(p.dir, "bundle.pem")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Read(); err == nil {
+			t.Errorf("a bundle that is %s was taken", name)
+		}
+		if kept, err := s.GetX509BundleForTrustDomain(d.TrustDomain()); err != nil || !kept.Equal(before) {
+			t.Errorf("after a bundle that is %s: %v, %v", name, kept, err)
+		}
+	}
+}

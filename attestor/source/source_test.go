@@ -133,6 +133,9 @@ func TestSourceOutlivesItsFeed(t *testing.T) {
 	if err := s.Check(time.Now()); err != nil {
 		t.Errorf("an SVID that is valid is not ready: %v", err)
 	}
+	if bundle, err := s.GetX509BundleForTrustDomain(svid.ID.TrustDomain()); err != nil || bundle.Empty() {
+		t.Errorf("without its feed the source has no bundle: %v", err)
+	}
 	if err := s.Check(svid.Certificates[0].NotAfter.Add(time.Second)); err == nil || !strings.Contains(err.Error(), "workload api") {
 		t.Errorf("Check after the end does not say why: %v", err)
 	}
