@@ -116,8 +116,9 @@ type ending struct {
 	works  func() bool
 }
 
-// measure takes the time from the call of CompleteTask to the end of the last use that was let through.
-func (e ending) measure(t *testing.T) {
+// measure takes the time from the call of CompleteTask to the end of the last use that was let through, and returns what a busy
+// machine may add to that.
+func (e ending) measure(t *testing.T) (busy time.Duration) {
 	t.Helper()
 	if !e.works() {
 		t.Errorf("%s does not work before its end", e.what)
@@ -130,12 +131,13 @@ func (e ending) measure(t *testing.T) {
 	}()
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	last, uses := asked, 0
+	last, uses, using := asked, 0, time.Duration(0)
 	for refused := 0; refused < 20 || len(answer) == 0; refused++ {
-		uses++
+		begun := time.Now()
 		if e.works() {
 			last, refused = time.Now(), 0
 		}
+		uses, using = uses+1, using+time.Since(begun)
 		if late := time.Since(asked); late > 2*time.Minute {
 			t.Fatalf("%s works %s after its end was asked for", e.what, late)
 		}
@@ -144,19 +146,33 @@ func (e ending) measure(t *testing.T) {
 	if err := <-answer; err != nil {
 		t.Errorf("complete: %v", err)
 	}
-	took := last.Sub(asked)
-	t.Logf("%s worked for %s after CompleteTask was called; stated %s; used %d times", e.what, took.Round(time.Millisecond),
-		e.stated.AsDuration(), uses)
-	if took > e.stated.AsDuration() {
+	took, use := last.Sub(asked), using/time.Duration(uses)
+	t.Logf("%s worked for %s after CompleteTask was called; stated %s; used %d times, each taking %s", e.what, took.Round(time.Millisecond),
+		e.stated.AsDuration(), uses, use.Round(time.Millisecond))
+	busy = callsToEnd * use
+	if took > atMost(e.stated.AsDuration())+busy {
 		t.Errorf("%s worked for longer than was stated", e.what)
 	}
+	return busy
+}
+
+// callsToEnd is how many calls follow one another until a credential has ended, here and at backends. What makes a use slow makes
+// them slow: a few milliseconds each, or a quarter of a second on a machine with twenty times as much to do as it can.
+const callsToEnd = 20
+
+// atMost is what was stated; with the race detector, which makes all that is measured many times slower, ten times that.
+func atMost(stated time.Duration) time.Duration {
+	if instrumented {
+		return 10 * stated
+	}
+	return stated
 }
 
 // database logs in as an issued user, and uses a session of it.
 func (x exposed) database(t *testing.T) {
 	t.Helper()
 	task := declare(t, x.agent(t, agentPath), 5*time.Minute, dbRole)
-	for range 10 { // what else has to end at that moment
+	for range 5 { // what else has to end at that moment
 		issue(t, task, dbRole)
 	}
 	cred := issue(t, task, dbRole)
@@ -175,13 +191,13 @@ func (x exposed) database(t *testing.T) {
 		cut <- time.Now()
 	}()
 	asked := time.Now()
-	ending{what: "the login", task: task, stated: stated, works: func() bool {
+	busy := ending{what: "the login", task: task, stated: stated, works: func() bool {
 		conn, err := login(t.Context(), x.pg, cred)
 		return err == nil && conn.Close(t.Context()) == nil
 	}}.measure(t)
 	took := (<-cut).Sub(asked)
 	t.Logf("the open session was cut after %s", took.Round(time.Millisecond))
-	if took > stated.AsDuration() {
+	if took > atMost(stated.AsDuration())+busy {
 		t.Error("the open session went on for longer than was stated")
 	}
 }

@@ -167,7 +167,7 @@ func (x exposed) accepted(t *testing.T, task *agent.Task, cred *agent.Credential
 	asked, last := time.Now(), time.Time{}
 	worst := service
 	worst.keeps = true
-	ending{what: "the certificate, for a service that keeps the CRL,", task: task, stated: stated.GetMax(), works: func() bool {
+	busy := ending{what: "the certificate, for a service that keeps the CRL,", task: task, stated: stated.GetMax(), works: func() bool {
 		if service.accepts(t, c) {
 			last = time.Now()
 		}
@@ -175,7 +175,7 @@ func (x exposed) accepted(t *testing.T, task *agent.Task, cred *agent.Credential
 	}}.measure(t)
 	took := last.Sub(asked)
 	t.Logf("for a service that fetches the CRL each time it worked for %s", took.Round(time.Millisecond))
-	if took > plugins.EndingTime {
+	if took > atMost(plugins.EndingTime)+busy {
 		t.Error("it was not on the CRL by then")
 	}
 }
