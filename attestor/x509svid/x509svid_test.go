@@ -250,7 +250,9 @@ func TestRemovedTrustDomain(t *testing.T) {
 		s.attestor.SetDomains(attestortest.Domains(t, s.domain, friend))
 		s.source.SetTrust(friend.TrustDomain())
 		foreign = s.dial(t, friend, devdomain.X509Request{})
-		stream, err := foreign.Watch(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour) // a stream that nobody cuts ends too
+		defer cancel()
+		stream, err := foreign.Watch(ctx, &grpc_health_v1.HealthCheckRequest{})
 		if err == nil {
 			_, err = stream.Recv()
 		}
