@@ -165,9 +165,13 @@ func (r *restoring) story(t *testing.T, found audit.Found) {
 func (r *restoring) isHeld(t *testing.T, admin stintv1.AdminServiceClient, found audit.Found) *stintv1.Restore {
 	t.Helper()
 	r.d.says(t, `"msg":"the ledger was restored from an older copy; it is held`)
-	held, err := admin.GetRestore(t.Context(), &stintv1.GetRestoreRequest{})
-	if err != nil || !held.GetHeld() || held.GetFound() != string(found) || held.GetKnownSize() <= held.GetSize() || held.GetOpenTasks() != 2 {
-		t.Fatalf("%v, %v", held, err)
+	var held *stintv1.Restore
+	eventually(t, time.Minute, func() (err error) { // until the connection is tried again that broke
+		held, err = admin.GetRestore(t.Context(), &stintv1.GetRestoreRequest{})
+		return err
+	})
+	if !held.GetHeld() || held.GetFound() != string(found) || held.GetKnownSize() <= held.GetSize() || held.GetOpenTasks() != 2 {
+		t.Fatalf("%v", held)
 	}
 	res, err := http.Get("http://" + r.http + "/readyz") //nolint:noctx // a test's
 	if err != nil {
@@ -178,7 +182,13 @@ func (r *restoring) isHeld(t *testing.T, admin stintv1.AdminServiceClient, found
 		t.Errorf("/readyz answers %d; metrics say that it is confirmed: %v", res.StatusCode, !strings.Contains(body, "stint_restore_unconfirmed 1"))
 	}
 	_, declared := r.agent(t, agentPath).Declare(t.Context(), declaration(time.Minute, certRole))
-	_, completed := r.lost.Complete(t.Context(), 0)
+	var completed error
+	eventually(t, time.Minute, func() error { // as above
+		if _, completed = r.lost.Complete(t.Context(), 0); agent.ReasonOf(completed) == stintv1.Reason_REASON_UNSPECIFIED {
+			return completed
+		}
+		return nil
+	})
 	_, stopped := admin.StopTask(t.Context(), &stintv1.StopTaskRequest{Name: "tasks/any"})
 	_, revoked := admin.Reconcile(t.Context(), &stintv1.ReconcileRequest{RevokeUnknown: true})
 	for what, err := range map[string]error{"declare": declared, "complete": completed, "stop": stopped, "revoke": revoked} {
