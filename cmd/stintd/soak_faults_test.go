@@ -1,13 +1,11 @@
 package main
 
 import (
-	"database/sql"
 	"math/rand/v2"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/plugins/vault"
 )
 
@@ -176,21 +174,10 @@ func (s *soak) revokeTokens(tb testing.TB, _ time.Duration) {
 // lockLedger keeps stintd from writing, as a slow disk or somebody else's lock does.
 func (s *soak) lockLedger(tb testing.TB, lasting time.Duration) {
 	tb.Helper()
-	db, err := sql.Open("sqlite", "file:"+s.file("data", sqlite.File)+"?_pragma=busy_timeout(5000)")
+	unlock, err := s.lock(tb)
 	if err != nil {
-		tb.Fatal(err)
-	}
-	defer func() { _ = db.Close() }()
-	conn, err := db.Conn(tb.Context())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	if _, err = conn.ExecContext(tb.Context(), "BEGIN IMMEDIATE"); err != nil {
 		return // stintd was writing all the time
 	}
 	<-time.After(lasting)
-	if _, err = conn.ExecContext(tb.Context(), "ROLLBACK"); err != nil {
-		tb.Error(err)
-	}
+	unlock()
 }
