@@ -275,6 +275,16 @@ func TestDeadlineTooClose(t *testing.T) {
 	})
 }
 
+// atWorst returns until when the credential of the only intent could work, which its task says while nobody knows more.
+func (h *house) atWorst(role string) time.Time {
+	h.tb.Helper()
+	worst := h.only().UsableUntil
+	if said := lease.Summarise(h.leases()).UsableUntil; role == "vault" && (worst.IsZero() || !said.Equal(worst)) {
+		h.tb.Errorf("usable at worst until %s, and the task says %s", worst, said)
+	}
+	return worst
+}
+
 // TestLostAnswerIsSwept: rule 5. An issue call that hangs ends after its timeout. What it may have brought to life, then
 // or later, is swept after its deadline plus the horizon, and never before.
 func TestLostAnswerIsSwept(t *testing.T) {
@@ -316,10 +326,7 @@ func TestLostAnswerIsSwept(t *testing.T) {
 				sweep := start.Add(broker.IssueTimeout + horizon)
 				pass(time.Until(sweep) - time.Millisecond)
 				synctest.Wait()
-				worst := h.only().UsableUntil // the task says so while nobody knows
-				if said := lease.Summarise(h.leases()).UsableUntil; role == "vault" && (worst.IsZero() || !said.Equal(worst)) {
-					t.Errorf("usable at worst until %s, and the task says %s", worst, said)
-				}
+				worst := h.atWorst(role)
 				if l := h.only(); l.State != lease.Intent || h.memoryOf(role).Calls(plugintest.OpRevoke) != 0 {
 					t.Errorf("the intent is %s before its horizon, %d revokes", l.State, h.memoryOf(role).Calls(plugintest.OpRevoke))
 				}

@@ -78,7 +78,7 @@ func TestWhoAmIWhole(t *testing.T) {
 	certificate.NeedsCsr = true
 	orders.Description = "Rows of the orders database"
 	orders.Delivery = &stintv1.Delivery{
-		Env:  map[string]string{"PGUSER": "{{ .username }}", "PGPASSWORD": "{{ .password }}"}, //nolint:gosec // templates
+		Env:  map[string]string{"PGUSER": "{{ .username }}", "PGPASSWORD": "{{ .password }}"},
 		With: map[string]string{"PGHOST": "orders.db.example.org"},
 	}
 	parametric := role("parametric", 5*time.Minute, 10*time.Minute)

@@ -28,8 +28,8 @@ func TestTokenListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := d.close(); err != nil {
-			t.Error(err)
+		if failed := d.close(); failed != nil {
+			t.Error(failed)
 		}
 	})
 	d.cfg.Listen.JWT = freeLoopback(t)
@@ -37,24 +37,24 @@ func TestTokenListener(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	err = d.run(ctx, func(ctx context.Context) error {
 		defer stop()
-		conn, err := grpc.NewClient(d.cfg.Listen.JWT, grpc.WithTransportCredentials(credentials.NewTLS(x509svid.TokenClientConfig(d.domain.Bundle(), broker))))
-		if err != nil {
-			return err
+		conn, failed := grpc.NewClient(d.cfg.Listen.JWT, grpc.WithTransportCredentials(credentials.NewTLS(x509svid.TokenClientConfig(d.domain.Bundle(), broker))))
+		if failed != nil {
+			return failed
 		}
 		defer conn.Close()
 		ask := func(audience string) (*stintv1.WhoAmIResponse, error) {
-			token, err := d.domain.IssueJWT(devdomain.JWTRequest{ID: caller, Audience: []string{audience}})
-			if err != nil {
-				return nil, err
+			token, failed := d.domain.IssueJWT(devdomain.JWTRequest{ID: caller, Audience: []string{audience}})
+			if failed != nil {
+				return nil, failed
 			}
 			return stintv1.NewTaskServiceClient(conn).WhoAmI(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), &stintv1.WhoAmIRequest{})
 		}
-		who, err := ask(broker.String())
-		if err != nil || who.GetId() != caller.String() || who.GetMethod() != "jwt-svid" {
-			t.Errorf("with a token for the broker: %v, %v", who, err)
+		who, failed := ask(broker.String())
+		if failed != nil || who.GetId() != caller.String() || who.GetMethod() != "jwt-svid" {
+			t.Errorf("with a token for the broker: %v, %v", who, failed)
 		}
-		if who, err = ask("spiffe://dev.stint.local/other"); status.Code(err) != codes.Unauthenticated {
-			t.Errorf("with a token for somebody else: %v, %v", who, err)
+		if who, failed = ask("spiffe://dev.stint.local/other"); status.Code(failed) != codes.Unauthenticated {
+			t.Errorf("with a token for somebody else: %v, %v", who, failed)
 		}
 		return nil
 	})

@@ -29,18 +29,18 @@ func TestVaultFails(t *testing.T) {
 	d := s.start(t)
 	task := declare(t, s.agent(t, agentPath), 10*time.Minute, dbRole, slowRole)
 	issue(t, task, dbRole)
-	refused := func(role string, want stintv1.Reason) *agent.Error {
+	var heard *agent.Error
+	refused := func(role string, want stintv1.Reason) {
 		t.Helper()
 		before := users(t, pg, "v-%")
 		_, err := task.Issue(t.Context(), role, agent.IssueOptions{})
-		refusal, ok := errors.AsType[*agent.Error](err)
-		if !ok || refusal.Reason != want {
+		var ok bool
+		if heard, ok = errors.AsType[*agent.Error](err); !ok || heard.Reason != want {
 			t.Fatalf("issue %s: %v, want %s", role, err, want)
 		}
 		if n := users(t, pg, "v-%"); n != before {
 			t.Errorf("after an issue that was refused PostgreSQL has %d users, before %d", n, before)
 		}
-		return refusal
 	}
 
 	tokenDies(t, s, f, pg, task)
@@ -74,9 +74,9 @@ func TestVaultFails(t *testing.T) {
 	issue(t, task, dbRole)
 
 	server.Seal(t)
-	sealed := refused(dbRole, stintv1.Reason_REASON_BACKEND_UNAVAILABLE)
-	if sealed.Message != "vault/main is sealed, retry in 5 s; nothing was issued" || sealed.RetryAfter != 5*time.Second {
-		t.Errorf("of a sealed Vault the agent hears %q, retry after %s", sealed.Message, sealed.RetryAfter)
+	refused(dbRole, stintv1.Reason_REASON_BACKEND_UNAVAILABLE)
+	if heard.Message != "vault/main is sealed, retry in 5 s; nothing was issued" || heard.RetryAfter != 5*time.Second {
+		t.Errorf("of a sealed Vault the agent hears %q, retry after %s", heard.Message, heard.RetryAfter)
 	}
 	eventually(t, 10*time.Second, func() error {
 		if report := string(s.get(t, "/readyz")); !strings.Contains(report, "vault/main") || !strings.Contains(report, "degraded") {
@@ -95,6 +95,12 @@ func TestVaultFails(t *testing.T) {
 	}
 	server.Restart(t)
 	s.allClosed(t, s.admin(t))
+	databaseEmpty(t, f, pg)
+}
+
+// databaseEmpty asks Vault and PostgreSQL for what the database roles issue.
+func databaseEmpty(t *testing.T, f *vaulttest.Fixture, pg *servertest.Postgres) {
+	t.Helper()
 	if n := users(t, pg, "v-%"); n != 0 {
 		t.Errorf("PostgreSQL has %d users left", n)
 	}

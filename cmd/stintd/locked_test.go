@@ -23,8 +23,8 @@ func (s *site) lock(tb testing.TB) (unlock func(), err error) {
 		tb.Fatal(err)
 	}
 	over := func() {
-		if err := errors.Join(conn.Close(), db.Close()); err != nil {
-			tb.Error(err)
+		if failed := errors.Join(conn.Close(), db.Close()); failed != nil {
+			tb.Error(failed)
 		}
 	}
 	if _, err = conn.ExecContext(tb.Context(), "BEGIN IMMEDIATE"); err != nil {
