@@ -43,9 +43,9 @@ func TestTokenListener(t *testing.T) {
 		}
 		defer conn.Close()
 		ask := func(audience string) (*stintv1.WhoAmIResponse, error) {
-			token, failed := d.domain.IssueJWT(devdomain.JWTRequest{ID: caller, Audience: []string{audience}})
-			if failed != nil {
-				return nil, failed
+			token, unsigned := d.domain.IssueJWT(devdomain.JWTRequest{ID: caller, Audience: []string{audience}})
+			if unsigned != nil {
+				return nil, unsigned
 			}
 			return stintv1.NewTaskServiceClient(conn).WhoAmI(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), &stintv1.WhoAmIRequest{})
 		}
