@@ -26,7 +26,7 @@ import (
 func client(t *testing.T, cfg rest.Config) *rest.Client {
 	t.Helper()
 	if cfg.Timeout == 0 {
-		cfg.Timeout = 5 * time.Second
+		cfg.Timeout = 30 * time.Second // for a busy machine
 	}
 	c, err := rest.New(cfg)
 	if err != nil {
