@@ -133,3 +133,10 @@ path "database/roles/*" { capabilities = ["read"] }`)
 		}
 	}
 }
+
+// TestCheckOfEndlessEngines: what such an engine makes and forgets, nothing ends.
+func TestCheckOfEndlessEngines(t *testing.T) {
+	c := goodSetup(t).with(t, vaulttest.Role("deploy", map[string]any{"path": "consul/creds/stint-deploy", "policy": "stint-deploy"}))
+	c.mount(t, "consul", "consul")
+	c.one(t, plugins.Weakens, "engine-no-end", "role deploy", "sys/leases/lookup/consul/creds/stint-deploy")
+}

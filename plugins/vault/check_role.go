@@ -124,9 +124,20 @@ func (c *roleChecker) engineRole() {
 	if look := looks[c.mount.kind]; known && look != nil {
 		look(path)
 	}
-	if c.mount.kind == "ssh" {
+	switch c.mount.kind {
+	case "ssh":
 		c.uncuttable()
+	case "consul", "nomad", "rabbitmq":
+		c.endless()
 	}
+}
+
+// endless is about systems whose credentials have no end of their own. What vault makes there and forgets, as when the answer is
+// lost, nobody was told; but nothing ends it, whatever the record says at worst.
+func (c *roleChecker) endless() {
+	c.weakens("engine-no-end", c.subject,
+		"what vault makes at "+c.mount.kind+" and forgets has no end of its own there: the record says ttl.max, and only an administrator of it ends it",
+		"compare what "+c.mount.kind+" has with `vault list sys/leases/lookup/"+c.recipe.Rule().Path+"` after a failure of either")
 }
 
 // uncuttable is about engines that take the mount's TTL and whose leases cannot be renewed, so not cut either.
