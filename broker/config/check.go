@@ -53,6 +53,9 @@ func (d *decoder) checkIdentity(i Identity) {
 		d.add(d.where("identity.trust_domains"), "identity.trust_domains: bundle_file holds the authorities of one trust domain only; "+
 			"accept others through a workload_api")
 	}
+	if files && d.given("listen.jwt") {
+		d.add(d.where("listen.jwt"), "listen.jwt: no JWT-SVID can be verified, since bundle_file holds no JWT authorities; set identity.workload_api")
+	}
 }
 
 // checkDomains keeps the task trust domain apart from those that agents come from.

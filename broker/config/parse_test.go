@@ -58,6 +58,14 @@ func TestParseDefaults(t *testing.T) {
 	}
 }
 
+// TestParseTokens: the listener for JWT-SVIDs takes a Workload API, so it stands in no configuration that has all else.
+func TestParseTokens(t *testing.T) {
+	got, err := config.Parse("stint.hcl", []byte(least+`listen { jwt = "127.0.0.1:3" }`), plugins...)
+	if err != nil || got.Listen.JWT != "127.0.0.1:3" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func TestParseEverything(t *testing.T) {
 	src, err := os.ReadFile("testdata/full.hcl")
 	if err != nil {
@@ -96,7 +104,7 @@ func full(t *testing.T) *config.Config {
 		TaskTrustDomain: td("tasks.example.org"),
 		Resources:       "/etc/stint/resources.d",
 		Listen: config.Listen{
-			GRPC: "127.0.0.1:1", HTTP: "127.0.0.1:2", Admin: "/run/other.sock", JWT: "127.0.0.1:3", Reflection: true,
+			GRPC: "127.0.0.1:1", HTTP: "127.0.0.1:2", Admin: "/run/other.sock", Reflection: true,
 		},
 		Identity: config.Identity{
 			CertFile: "/svid.pem", KeyFile: "/svid.key", BundleFile: "/bundle.pem",
@@ -130,6 +138,7 @@ func TestParseFaults(t *testing.T) {
 		"no identity source": {strings.Replace(least, `workload_api = "unix:///run/spire/sockets/agent.sock"`, "", 1), "set workload_api"},
 		"both sources":       {strings.Replace(least, "identity {", "identity {\ncert_file = \"/c\"", 1), "only one can be"},
 		"files, two domains": {strings.Replace(least, `workload_api = "unix:///run/spire/sockets/agent.sock"`, "cert_file = \"/c\"\nkey_file = \"/k\"\nbundle_file = \"/b\"\ntrust_domains = [\"a\", \"b\"]", 1), "one trust domain only"},
+		"tokens from files":  {strings.Replace(least, `workload_api = "unix:///run/spire/sockets/agent.sock"`, "cert_file = \"/c\"\nkey_file = \"/k\"\nbundle_file = \"/b\"", 1) + "listen {\njwt = \"127.0.0.1:3\"\n}", "no JWT-SVID can be verified"},
 		"half the files":     {strings.Replace(least, `workload_api = "unix:///run/spire/sockets/agent.sock"`, `cert_file = "/c"`, 1), "go together"},
 		"task domain ours":   {strings.Replace(least, "identity {", "identity {\nspiffe_id = \"spiffe://tasks.example.org/stint\"\n", 1), "task_trust_domain: tasks.example.org is one that agents come from"},
 		"task domain listed": {strings.Replace(least, "identity {", "identity {\ntrust_domains = [\"tasks.example.org\"]\n", 1), "task_trust_domain: tasks.example.org is one that agents come from"},

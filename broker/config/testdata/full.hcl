@@ -6,7 +6,6 @@ listen {
   grpc       = "127.0.0.1:1"
   http       = "127.0.0.1:2"
   admin      = "unix:///run/other.sock"
-  jwt        = "127.0.0.1:3"
   reflection = true
 }
 
