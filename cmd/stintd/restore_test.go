@@ -20,7 +20,12 @@ import (
 	"github.com/stint-dev/stint/sdk/agent"
 )
 
-const restorePath = "database/creds/stint-orders-ro"
+const (
+	restorePath = "database/creds/stint-orders-ro"
+	// restoreHorizon is short, since what is unknown has to be older than it to count, and long enough for Vault to be set up on
+	// a busy machine.
+	restoreHorizon = 30 * time.Second
+)
 
 // restoring is an installation whose ledger goes back to an older copy while its backends do not.
 type restoring struct {
@@ -75,8 +80,8 @@ func TestRestoreFromFiles(t *testing.T) {
 func newRestoring(t *testing.T) *restoring {
 	t.Helper()
 	r := &restoring{}
-	r.vault = vaultFor(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: crashHorizon}), servers.Postgres(t))
-	r.site = newSite(t, "", vaultBackend(r.vault.Server, appRoleAuth(t, r.vault), `  max_request_duration = "`+crashHorizon.String()+`"`)+embeddedCA,
+	r.vault = vaultFor(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: restoreHorizon}), servers.Postgres(t))
+	r.site = newSite(t, "", vaultBackend(r.vault.Server, appRoleAuth(t, r.vault), `  max_request_duration = "`+restoreHorizon.String()+`"`)+embeddedCA,
 		catalog(limits{dbTTL: "{default: 10m, max: 10m}"}, dbRole, certRole))
 	r.d = r.start(t)
 	return r
