@@ -13,6 +13,7 @@ import (
 func (d *decoder) check(c *Config) {
 	d.checkListen(c.Listen)
 	d.checkIdentity(c.Identity)
+	d.checkTokens(c.Identity)
 	d.checkDomains(c)
 	d.checkAdmins(c)
 	if within(c.Audit.KeyFile, c.DataDir) {
@@ -53,7 +54,11 @@ func (d *decoder) checkIdentity(i Identity) {
 		d.add(d.where("identity.trust_domains"), "identity.trust_domains: bundle_file holds the authorities of one trust domain only; "+
 			"accept others through a workload_api")
 	}
-	if files && d.given("listen.jwt") {
+}
+
+// checkTokens wants JWT authorities for a listener that verifies JWT-SVIDs.
+func (d *decoder) checkTokens(i Identity) {
+	if i.BundleFile != "" && d.given("listen.jwt") {
 		d.add(d.where("listen.jwt"), "listen.jwt: no JWT-SVID can be verified, since bundle_file holds no JWT authorities; set identity.workload_api")
 	}
 }

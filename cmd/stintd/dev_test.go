@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
+	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault"
 	"github.com/stint-dev/stint/sdk/agent"
 )
 
@@ -206,5 +209,20 @@ func (d *daemon) interrupt(tb testing.TB) {
 	d.signal(tb, syscall.SIGINT)
 	if code := d.wait(tb, 30*time.Second); code != 0 {
 		tb.Fatalf("stintd exits with %d after Ctrl-C: %s", code, tail(d.log(tb)))
+	}
+}
+
+// TestDevVaultAgain prepares a Vault that was prepared before, as a second `stintd dev --vault-addr` does.
+func TestDevVaultAgain(t *testing.T) {
+	t.Parallel()
+	server := servertest.StartVault(t, servertest.VaultOptions{})
+	v := &devVault{addr: server.Addr, token: secret.FromString(server.RootToken)}
+	for range 2 {
+		if err := v.prepare(t.Context(), vault.Config{}, nil, "spiffe://dev.stint.local/stint", []any{newKey(t).Public()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := (&devVault{addr: server.Addr, token: secret.FromString("hvs.none")}).prepare(t.Context(), vault.Config{}, nil, "spiffe://x/y", nil); err == nil {
+		t.Error("prepared without a right to")
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	vaultapi "github.com/hashicorp/vault/api"
@@ -41,6 +43,14 @@ func (v *devVault) write(ctx context.Context, path string, body map[string]any) 
 		return map[string]any{}, nil
 	}
 	return answer.Data, nil
+}
+
+// mounted says whether an engine or an auth method was there before, as when stintd dev uses a Vault for the second time.
+func mounted(err error) bool {
+	refusal, ok := errors.AsType[*vaultapi.ResponseError](err)
+	return ok && refusal.StatusCode == http.StatusBadRequest && slices.ContainsFunc(refusal.Errors, func(text string) bool {
+		return strings.HasPrefix(text, "path is already in use at ")
+	})
 }
 
 // up returns nil where an active, unsealed node answers.
