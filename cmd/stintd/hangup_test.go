@@ -17,7 +17,7 @@ import (
 	"github.com/stint-dev/stint/sdk/agent"
 )
 
-// otherCA is a second embedded CA, and otherRole a role of it with short certificates.
+// otherCA is a second embedded CA, and otherRole a role of it with short certificates, which outlive the last call to it.
 const (
 	otherCA   = "backend \"stepca\" \"other\" {}\n"
 	otherRole = "partner-cert"
@@ -26,7 +26,7 @@ const (
 // withOther is a catalog with otherRole.
 func withOther(roles ...string) string {
 	role := "apiVersion: stint.dev/v1\nkind: Role\nmetadata: {name: " + otherRole + "}\nspec:\n  backend: stepca/other\n" +
-		"  certificate: {usages: [client_auth]}\n  ttl: {default: 30s, max: 5m}\n---\n"
+		"  certificate: {usages: [client_auth]}\n  ttl: {default: 55s, max: 5m}\n---\n"
 	return role + strings.Replace(catalog(limits{}, roles...), "  task: {", "    - {name: "+otherRole+"}\n  task: {", 1)
 }
 
@@ -199,7 +199,7 @@ func TestHangupCA(t *testing.T) {
 		t.Error("issued by a role that is gone")
 	}
 	last := s.crlNumber(t, "stepca/other")
-	eventually(t, time.Minute, func() error {
+	eventually(t, 2*time.Minute, func() error {
 		number := s.crlNumber(t, "stepca/other")
 		if number == nil {
 			return nil
