@@ -230,15 +230,22 @@ func (h *house) endLoop() {
 	}
 }
 
-// setClock sets the machine's clock, as far as anybody can tell, and waits until that was noticed.
+// setClock sets the machine's clock, as far as anybody can tell, and waits until that was noticed. The clock and what stands
+// against it move in one transaction, which does not fail: whoever notices the one plans by the other.
 func (h *house) setClock(by time.Duration) {
 	h.tb.Helper()
 	synctest.Wait() // nobody looks while it is set
+	h.store.calm()
 	before := h.jumps()
-	h.set.Add(int64(by))
-	if _, err := h.ledger.Update(context.WithoutCancel(h.tb.Context()), func(tx *ledger.Tx) error { return ledgertest.SetClock(tx, by) }); err != nil {
-		h.set.Add(-int64(by)) // it was not set after all
-		return
+	set := false
+	if _, err := h.ledger.Update(context.WithoutCancel(h.tb.Context()), func(tx *ledger.Tx) error {
+		if !set { // it may run again
+			h.set.Add(int64(by))
+			set = true
+		}
+		return ledgertest.SetClock(tx, by)
+	}); err != nil {
+		h.tb.Fatal(err)
 	}
 	if !h.blind {
 		h.until(time.Minute, func() bool { return h.jumps() > before })

@@ -61,6 +61,13 @@ func (s *store) failNth(at step, n int) {
 	s.plan[at] = append(make([]bool, n-1), true)
 }
 
+// calm takes back what was to fail.
+func (s *store) calm() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plan = nil
+}
+
 // fillUp fills the disk, so that no log can be written, or makes room.
 func (s *store) fillUp(yes bool) {
 	s.mu.Lock()
