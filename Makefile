@@ -20,6 +20,7 @@ PKG ?= ./...
 VAULT_BIN ?= $(CURDIR)/$(BIN)/vault
 STEP_CA_BIN ?= $(CURDIR)/$(BIN)/step-ca
 POSTGRES_BIN ?=
+MARIADB_BIN ?=
 # VAULT=1 gives the demo a Vault too.
 VAULT ?=
 
@@ -58,9 +59,9 @@ clean: ## Remove what was built. The real servers stay: rm -r .bin removes them 
 ##@ Tests
 
 .PHONY: test
-test: servers ## Test with the race detector against a real Vault, step-ca and PostgreSQL.
+test: servers ## Test with the race detector against a real Vault, step-ca, PostgreSQL and MariaDB.
 	STINT_REAL_SERVERS=1 VAULT_BIN='$(VAULT_BIN)' STEP_CA_BIN='$(STEP_CA_BIN)' POSTGRES_BIN='$(POSTGRES_BIN)' \
-	  $(GO) test -race -p 2 -timeout $(TEST_TIMEOUT) $(PKG)
+	  MARIADB_BIN='$(MARIADB_BIN)' $(GO) test -race -p 2 -timeout $(TEST_TIMEOUT) $(PKG)
 	$(GO) test -run '^TestModel$$' -timeout $(TEST_TIMEOUT) ./broker # without the race detector it takes 10,000 steps
 
 .PHONY: soak
@@ -91,8 +92,8 @@ bench: ## Run the benchmarks.
 	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(PKG)
 
 .PHONY: servers
-servers: $(VAULT_BIN) $(STEP_CA_BIN) ## Build or install what the tests start: Vault, step-ca, PostgreSQL, Python's gRPC.
-	@POSTGRES_BIN='$(POSTGRES_BIN)' tools/need.sh
+servers: $(VAULT_BIN) $(STEP_CA_BIN) ## Build or install what the tests start: Vault, step-ca, PostgreSQL, MariaDB, Python's gRPC.
+	@POSTGRES_BIN='$(POSTGRES_BIN)' MARIADB_BIN='$(MARIADB_BIN)' tools/need.sh
 
 ##@ Code
 

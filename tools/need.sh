@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that what the tests need from the system is there: a C compiler for the race detector,
-# PostgreSQL, openssl, jq, and gRPC for the system's Python. As root, with apt-get, it installs what is
+# PostgreSQL, MariaDB, openssl, jq, and gRPC for the system's Python. As root, with apt-get, it installs what is
 # missing; else it prints the command to run.
 set -euo pipefail
 
@@ -14,11 +14,21 @@ have_postgres() {
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null
 }
 
+have_mariadb() {
+  if [[ -n ${MARIADB_BIN:-} ]]; then
+    [[ -x $MARIADB_BIN/mariadbd ]] || { echo "MARIADB_BIN=$MARIADB_BIN has no mariadbd" >&2; exit 1; }
+    return 0
+  fi
+  [[ -x /usr/sbin/mariadbd ]] || command -v mariadbd >/dev/null
+}
+
 command -v "${CC:-cc}" >/dev/null || packages+=(gcc libc6-dev)
 command -v openssl >/dev/null || packages+=(openssl)
 command -v jq >/dev/null || packages+=(jq)
 command -v psql >/dev/null || packages+=(postgresql-client)
 have_postgres || packages+=(postgresql)
+command -v mariadb >/dev/null || packages+=(mariadb-client-core)
+have_mariadb || packages+=(mariadb-server-core)
 /usr/bin/python3 -c 'import grpc, google.protobuf' 2>/dev/null ||
   packages+=(python3 python3-grpcio python3-protobuf)
 

@@ -63,3 +63,35 @@ func findPostgres() (string, error) {
 	}
 	return "", fmt.Errorf("%w: no initdb (run: apt-get install postgresql, or set POSTGRES_BIN)", ErrNotInstalled)
 }
+
+// findMariaDB returns mariadbd and mariadb-install-db. Debian keeps the first in /usr/sbin, off most users' PATH.
+func findMariaDB() (server, install string, err error) {
+	server, err = findMariaDBServer()
+	if err != nil {
+		return "", "", err
+	}
+	dir := filepath.Dir(server)
+	for _, other := range []string{".", "../bin", "../scripts"} {
+		if path, err := exec.LookPath(filepath.Join(dir, other, "mariadb-install-db")); err == nil {
+			return server, path, nil
+		}
+	}
+	return "", "", fmt.Errorf("%w: no mariadb-install-db beside %s", ErrNotInstalled, server)
+}
+
+func findMariaDBServer() (string, error) {
+	const name = "mariadbd"
+	if dir := os.Getenv("MARIADB_BIN"); dir != "" {
+		found, err := exec.LookPath(filepath.Join(dir, name))
+		if err != nil {
+			return "", fmt.Errorf("%w: MARIADB_BIN names no directory with %s: %s", ErrNotInstalled, name, dir)
+		}
+		return filepath.Abs(found)
+	}
+	for _, path := range []string{name, "/usr/sbin/" + name} {
+		if found, err := exec.LookPath(path); err == nil {
+			return filepath.Abs(found)
+		}
+	}
+	return "", fmt.Errorf("%w: no %s (run: apt-get install mariadb-server-core, or set MARIADB_BIN)", ErrNotInstalled, name)
+}

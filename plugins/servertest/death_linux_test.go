@@ -21,6 +21,7 @@ func TestServersDieWithTheProcess(t *testing.T) {
 	}
 	servers.Postgres(t) // skips here, not in the child, when it is not installed
 	servers.Vault(t)
+	servertest.StartMariaDB(t).Stop(t)
 
 	child := osexec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestServersDieWithTheProcess$")
 	child.Env = append(os.Environ(), "SERVERTEST_HOLD=1", "TMPDIR="+openDir(t))
@@ -53,7 +54,7 @@ func TestServersDieWithTheProcess(t *testing.T) {
 	}
 }
 
-// openDir returns a directory that PostgreSQL's user may enter too, which t.TempDir's parent forbids. The killed child
+// openDir returns a directory that the databases' users may enter too, which t.TempDir's parent forbids. The killed child
 // leaves its files there.
 func openDir(t *testing.T) string {
 	t.Helper()
@@ -100,8 +101,8 @@ func answers(t *testing.T, address string) bool {
 func hold(t *testing.T) {
 	t.Helper()
 	postgres := servertest.StartPostgres(t)
-	vault := servertest.StartVault(t, servertest.VaultOptions{})
-	if _, err := os.Stdout.WriteString(postgres.Addr + " " + strings.TrimPrefix(vault.Addr, "http://") + "\n"); err != nil {
+	vault, mariadb := servertest.StartVault(t, servertest.VaultOptions{}), servertest.StartMariaDB(t)
+	if _, err := os.Stdout.WriteString(postgres.Addr + " " + mariadb.Addr + " " + strings.TrimPrefix(vault.Addr, "http://") + "\n"); err != nil {
 		t.Fatal(err)
 	}
 	<-t.Context().Done()

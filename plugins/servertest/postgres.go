@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -68,7 +67,7 @@ func newPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	credential, err := unprivileged()
+	credential, err := unprivileged("postgres")
 	if err != nil {
 		return nil, err
 	}
@@ -118,12 +117,8 @@ func (p *Postgres) initialise(ctx context.Context, initdb string) error {
 	if err := os.WriteFile(password, []byte(p.SuperPassword), 0o600); err != nil {
 		return fmt.Errorf("write password of postgres: %w", err)
 	}
-	if owner := p.command.credential; owner != nil {
-		for _, path := range []string{p.home, password} {
-			if err := os.Chown(path, int(owner.Uid), int(owner.Gid)); err != nil {
-				return fmt.Errorf("give directory to postgres: %w", err)
-			}
-		}
+	if err := handOver(p.command.credential, p.home, password); err != nil {
+		return err
 	}
 	cmd := exec.CommandContext(ctx, initdb, "-D", filepath.Join(p.home, "data"), "--no-sync", "--no-locale", //nolint:gosec // the test names the binary
 		"--encoding=UTF8", "--auth=scram-sha-256", "--username="+p.SuperUser, "--pwfile="+password)
@@ -146,24 +141,4 @@ func (p *Postgres) ready(ctx context.Context) error {
 // remove ends the server and deletes its files.
 func (p *Postgres) remove() error {
 	return errors.Join(p.end(p.command.stop), os.RemoveAll(p.home))
-}
-
-// unprivileged returns the user postgres for a test that runs as root, since PostgreSQL refuses to; else nil.
-func unprivileged() (*syscall.Credential, error) {
-	if os.Geteuid() != 0 {
-		return nil, nil //nolint:nilnil // nil is syscall's own word for the present user
-	}
-	account, err := user.Lookup("postgres")
-	if err != nil {
-		return nil, fmt.Errorf("postgres does not run as root, and there is no user for it: %w", err)
-	}
-	uid, err := strconv.ParseUint(account.Uid, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("read uid of postgres: %w", err)
-	}
-	gid, err := strconv.ParseUint(account.Gid, 10, 32)
-	if err != nil {
-		return nil, fmt.Errorf("read gid of postgres: %w", err)
-	}
-	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
 }
