@@ -16,13 +16,15 @@ const (
 	// PostgreSQLRevocation ends a user and the sessions that it has open.
 	PostgreSQLRevocation = `ALTER ROLE "{{name}}" NOLOGIN; ` +
 		`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; DROP ROLE IF EXISTS "{{name}}";`
-	// MySQLEvent drops a user by MySQL's own clock, which knows no VALID UNTIL. It follows CREATE USER.
+	// MySQLEvent drops a user by MySQL's own clock, which knows no VALID UNTIL. It stands before CREATE USER: each statement is
+	// kept by itself, and a user without its event has no end.
 	MySQLEvent = "CREATE EVENT stint.`{{name}}` ON SCHEDULE AT CONVERT_TZ(LEFT('{{expiration}}', 19), " +
 		"CONCAT(SUBSTR('{{expiration}}', 20, 3), ':', SUBSTR('{{expiration}}', 23, 2)), @@session.time_zone) " +
 		"DO DROP USER IF EXISTS '{{name}}'@'%';"
-	// MySQLRevocation ends a user and its sessions, with a procedure of docs/databases.md, since KILL takes no query.
-	MySQLRevocation = `ALTER USER '{{name}}'@'%' ACCOUNT LOCK; CALL stint.end_sessions('{{name}}'); DROP USER IF EXISTS '{{name}}'@'%'; ` +
-		"DROP EVENT IF EXISTS stint.`{{name}}`;"
+	// MySQLRevocation ends a user and its sessions, with a procedure of docs/databases.md, since KILL takes no query. It also
+	// succeeds where the event was first.
+	MySQLRevocation = `ALTER USER IF EXISTS '{{name}}'@'%' ACCOUNT LOCK; CALL stint.end_sessions('{{name}}'); ` +
+		"DROP USER IF EXISTS '{{name}}'@'%'; DROP EVENT IF EXISTS stint.`{{name}}`;"
 )
 
 // crlSettings rebuild the CRL of pki on a timer, and a delta every minute.
@@ -132,8 +134,9 @@ func (c *roleChecker) database(path string) {
 			c.sessions(path, PostgreSQLRevocation)
 		}
 	case "mysql":
-		if !ends || !strings.Contains(upper, "CREATE EVENT") {
-			c.lives(path, "add after CREATE USER: "+MySQLEvent)
+		event := strings.Index(upper, "CREATE EVENT")
+		if !ends || event < 0 || event > strings.Index(upper, "CREATE USER") {
+			c.lives(path, "add before CREATE USER: "+MySQLEvent)
 		}
 		if text := strings.ToUpper(revocation); !strings.Contains(text, "KILL") && !strings.Contains(text, "CALL ") {
 			c.sessions(path, MySQLRevocation)
@@ -160,7 +163,7 @@ func (c *roleChecker) forgotten(path string, reply *rest.Reply) {
 }
 
 func (c *roleChecker) lives(path, remedy string) {
-	c.breaks("database-no-end", c.subject, "the creation statements of "+path+" set no end: a user that vault loses lives on",
+	c.breaks("database-no-end", c.subject, "the creation statements of "+path+" do not see to it that a user ends: one that vault loses lives on",
 		remedy+" (docs/databases.md)")
 }
 

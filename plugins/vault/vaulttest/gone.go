@@ -10,9 +10,10 @@ import (
 // What docs/dead-mans-switch.md states: for how long after its end a credential may be alive when nobody ends it. A token
 // has the horizon on top.
 const (
-	LeaseSlack       = 5 * time.Second // Vault's expiry runs on timers, and its workers take a moment
-	DatabaseSlack    = 6 * time.Second // Vault adds 5 s to VALID UNTIL
-	CertificateSlack = 2 * time.Second // the engine counts from when it signs, Stint from when it asked
+	LeaseSlack       = 5 * time.Second  // Vault's expiry runs on timers, and its workers take a moment
+	DatabaseSlack    = 6 * time.Second  // Vault adds 5 s to VALID UNTIL
+	EventSlack       = 10 * time.Second // and to events, which take a moment
+	CertificateSlack = 2 * time.Second  // the engine counts from when it signs, Stint from when it asked
 )
 
 // Watch is something that must be gone some time after a credential's end.
