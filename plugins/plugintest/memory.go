@@ -23,6 +23,8 @@ type MemoryConfig struct {
 	MaxTTL time.Duration
 	// Latency is how long each operation takes before it has its effect.
 	Latency map[Op]time.Duration
+	// Systems are systems behind the backend: what is issued by their roles is an account there.
+	Systems []plugins.System
 }
 
 // Memory is a backend that keeps its credentials in memory: a real one, with an inventory that a test can count, and
@@ -37,9 +39,10 @@ type Memory struct {
 	cfg    MemoryConfig
 	faults faults
 
-	// mu guards slots.
-	mu    sync.Mutex
-	slots map[plugins.Handle]*slot
+	// mu guards what follows.
+	mu       sync.Mutex
+	slots    map[plugins.Handle]*slot
+	accounts map[string]*accounts // by system
 }
 
 // slot is what the backend holds under one handle.
@@ -59,7 +62,11 @@ type slot struct {
 
 // NewMemory makes a Memory.
 func NewMemory(cfg MemoryConfig) *Memory {
-	return &Memory{cfg: cfg, slots: map[plugins.Handle]*slot{}}
+	m := &Memory{cfg: cfg, slots: map[plugins.Handle]*slot{}, accounts: map[string]*accounts{}}
+	for _, system := range cfg.Systems {
+		m.accounts[system.Name] = &accounts{planted: map[string]plugins.Account{}, dropped: map[string]bool{}}
+	}
+	return m
 }
 
 // Descriptor says that the lease ID is the handle.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -30,6 +31,7 @@ type mutant struct {
 	list       func(context.Context, plugins.Role) iter.Seq2[plugins.Found, error]
 	find       func(context.Context, plugins.Handle) (plugins.Found, error)
 	key        func(plugins.Handle) string
+	accounts   func(context.Context, string) iter.Seq2[plugins.Account, error]
 }
 
 func (m *mutant) Descriptor() plugins.Descriptor {
@@ -82,11 +84,21 @@ func (m *mutant) Key(h plugins.Handle) string {
 	return m.Memory.Key(h)
 }
 
-// mutants break one rule each; the subtest named must notice.
-func mutants() map[string]struct {
+func (m *mutant) Accounts(ctx context.Context, system string) iter.Seq2[plugins.Account, error] {
+	if m.accounts != nil {
+		return m.accounts(ctx, system)
+	}
+	return m.Memory.Accounts(ctx, system)
+}
+
+// breach is how a mutant breaks the contract, and the subtest that must notice.
+type breach struct {
 	change func(*mutant)
 	want   string
-} {
+}
+
+// mutants break one rule each; the subtest named must notice.
+func mutants() map[string]breach {
 	var calls atomic.Int64
 	after := func(m *mutant, change func(*plugins.Credential)) {
 		m.issue = func(ctx context.Context, req plugins.Request) (plugins.Credential, error) {
@@ -97,10 +109,7 @@ func mutants() map[string]struct {
 			return cred, err
 		}
 	}
-	return map[string]struct {
-		change func(*mutant)
-		want   string
-	}{
+	all := map[string]breach{
 		"descriptor changes": {func(m *mutant) {
 			m.descriptor = func(d plugins.Descriptor) plugins.Descriptor {
 				d.Horizon = time.Duration(calls.Add(1))
@@ -216,6 +225,48 @@ func mutants() map[string]struct {
 			}
 		}, "goroutines"},
 	}
+	maps.Copy(all, accountMutants())
+	return all
+}
+
+func accountMutants() map[string]breach {
+	return map[string]breach{
+		"lists no accounts": {func(m *mutant) {
+			m.accounts = func(context.Context, string) iter.Seq2[plugins.Account, error] {
+				return func(func(plugins.Account, error) bool) {}
+			}
+		}, "accounts"},
+		"lists accounts that are over": {func(m *mutant) {
+			over := map[string]plugins.Account{}
+			m.accounts = func(ctx context.Context, system string) iter.Seq2[plugins.Account, error] {
+				return func(yield func(plugins.Account, error) bool) {
+					for account, err := range m.Memory.Accounts(ctx, system) {
+						if err != nil {
+							yield(account, err)
+							return
+						}
+						over[account.Name] = account
+					}
+					for _, account := range over {
+						if !yield(account, nil) {
+							return
+						}
+					}
+				}
+			}
+		}, "accounts"},
+		"any system is empty": {func(m *mutant) {
+			m.accounts = func(ctx context.Context, system string) iter.Seq2[plugins.Account, error] {
+				return func(yield func(plugins.Account, error) bool) {
+					for account, err := range m.Memory.Accounts(ctx, system) {
+						if err != nil || !yield(account, nil) {
+							return
+						}
+					}
+				}
+			}
+		}, "accounts"},
+	}
 }
 
 // TestMutant runs the suite on the mutant that the environment names; it is for TestSuiteNoticesMutants only.
@@ -224,7 +275,7 @@ func TestMutant(t *testing.T) {
 	if !ok {
 		t.Skip("run by TestSuiteNoticesMutants")
 	}
-	m := &mutant{Memory: plugintest.NewMemory(plugintest.MemoryConfig{})}
+	m := &mutant{Memory: plugintest.NewMemory(plugintest.MemoryConfig{Systems: systems()})}
 	change.change(m)
 	h := harness(m, m.Memory, `{}`)
 	plugintest.Run(t, h)

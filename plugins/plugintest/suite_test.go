@@ -32,13 +32,18 @@ func harness(b backend, m *plugintest.Memory, config string) plugintest.Harness 
 	}
 }
 
+// systems are two, of which one has the accounts of the harness's role.
+func systems() []plugins.System {
+	return []plugins.System{{Name: "other"}, {Name: "orders", Roles: []string{"r"}}}
+}
+
 // TestMemoryKeepsTheContract runs the suite on each kind of the backend in memory.
 func TestMemoryKeepsTheContract(t *testing.T) {
 	for _, config := range []string{`{}`, `{"csr":true}`, `{"ends":"lapsing"}`, `{"ends":"never"}`} {
 		t.Run(config, func(t *testing.T) {
-			m := plugintest.NewMemory(plugintest.MemoryConfig{})
+			m := plugintest.NewMemory(plugintest.MemoryConfig{Systems: systems()})
 			plugintest.Run(t, harness(m, m, config))
-			p := plugintest.NewPreparing(plugintest.MemoryConfig{Horizon: horizon})
+			p := plugintest.NewPreparing(plugintest.MemoryConfig{Horizon: horizon, Systems: systems()})
 			plugintest.Run(t, harness(p, p.Memory, config))
 			if left := len(m.Alive()) + len(p.Alive()) + p.Tokens(); config == `{}` && left != 0 {
 				t.Errorf("the suite left %d alive", left)
