@@ -113,10 +113,13 @@ func (r *Reconciler) record(ctx context.Context, inv Inventory, o Order) error {
 		return nil
 	}
 	c := inv.All()
+	reason := fmt.Sprintf("%d unknown, %d alive after their end, %d gone", c.Unknown, c.Ended, c.Gone)
+	if c.Dead > 0 {
+		reason += fmt.Sprintf(", %d dead and still there", c.Dead)
+	}
 	return r.append(ctx, audit.Record{
 		V: 1, Time: time.Now().UTC(), Event: audit.InventoryDiffs, Actor: o.Actor, Request: o.Request, Backend: inv.Backend,
-		Count:  int64(len(inv.Findings)),
-		Reason: fmt.Sprintf("%d unknown, %d alive after their end, %d gone", c.Unknown, c.Ended, c.Gone),
+		Count: int64(len(inv.Findings)), Reason: reason,
 	})
 }
 
@@ -146,13 +149,15 @@ func (r *Reconciler) log(inv Inventory) {
 	open := inv.Open()
 	sum := []zap.Field{
 		zap.String("backend", inv.Backend), zap.Int("held", inv.Held), zap.Int("unknown", open.Unknown),
-		zap.Int("ended_alive", open.Ended), zap.Int("gone", open.Gone),
+		zap.Int("ended_alive", open.Ended), zap.Int("gone", open.Gone), zap.Int("dead", open.Dead),
 	}
 	switch {
 	case open.Unknown+open.Ended > 0:
 		r.cfg.Logger.Error("a backend holds what should not be alive; see stint reconcile", sum...)
 	case open.Gone > 0:
 		r.cfg.Logger.Warn("a backend has lost credentials that should be alive; see stint reconcile", sum...)
+	case open.Dead > 0:
+		r.cfg.Logger.Warn("a database has users that nobody can use and nobody has dropped; see stint reconcile", sum...)
 	default:
 		r.cfg.Logger.Debug("a backend was compared with the ledger", sum...)
 	}

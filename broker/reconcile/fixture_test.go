@@ -43,7 +43,12 @@ type fixture struct {
 // fresh starts a house; every is how often its reconciler runs by itself.
 func fresh(t *testing.T, every time.Duration, backends map[string]plugins.Backend) fixture {
 	t.Helper()
-	h := brokertest.Start(t, brokertest.Config{Backends: backends, Resources: resources(backends)})
+	return reconciled(t, brokertest.Start(t, brokertest.Config{Backends: backends, Resources: resources(backends)}), every)
+}
+
+// reconciled gives a house a reconciler.
+func reconciled(t *testing.T, h *brokertest.House, every time.Duration) fixture {
+	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
 	f := fixture{House: h, meter: &meter{seen: map[string][]reconcile.Counts{}}, logs: logs}
 	f.rec = reconcile.New(reconcile.Config{

@@ -40,7 +40,7 @@ type Meter interface {
 }
 
 // Counts are findings by kind.
-type Counts struct{ Unknown, Ended, Gone int }
+type Counts struct{ Unknown, Ended, Gone, Dead int }
 
 // Config is what a Reconciler is made of. Every field is required but Every.
 type Config struct {
@@ -109,6 +109,8 @@ const (
 	Ended Kind = "ended_alive"
 	// Gone is ACTIVE in the ledger, and not at the backend.
 	Gone Kind = "gone"
+	// Dead is an account that is there, of no open lease, and by which nobody is let in any more.
+	Dead Kind = "dead"
 )
 
 // Outcome is what was done about a finding.
@@ -148,7 +150,8 @@ type Gap struct {
 // Inventory is the comparison of one backend.
 type Inventory struct {
 	Backend string
-	// Source is how the backend told: "list" of what is alive, or "crl" of what was revoked; "" where it cannot.
+	// Source is how the backend told: "list" of what is alive, or "crl" of what was revoked; "" where it cannot. SourceUsers is
+	// of a system behind a backend.
 	Source string
 	// Held is how many credentials the backend listed, and Matched how many of them are alive by the ledger too.
 	Held, Matched int
@@ -175,7 +178,7 @@ func (i Inventory) count(which func(Finding) bool) Counts {
 			n[f.Kind]++
 		}
 	}
-	return Counts{Unknown: n[Unknown], Ended: n[Ended], Gone: n[Gone]}
+	return Counts{Unknown: n[Unknown], Ended: n[Ended], Gone: n[Gone], Dead: n[Dead]}
 }
 
 // complete reports whether everything was compared that can be.
@@ -202,7 +205,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, o Order) ([]Inventory, error
 		if err != nil {
 			return nil, fmt.Errorf("reconcile %s: %w", in.Name, err)
 		}
-		out = append(out, inv)
+		users, err := r.systems(ctx, in, o)
+		if err != nil {
+			return nil, fmt.Errorf("reconcile users behind %s: %w", in.Name, err)
+		}
+		out = append(append(out, inv), users...)
 	}
 	return out, nil
 }

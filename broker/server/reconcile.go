@@ -99,7 +99,7 @@ func inventoryOf(inv reconcile.Inventory) *stintv1.Inventory {
 		Backend: inv.Backend, Source: inv.Source, Held: count(inv.Held), Matched: count(inv.Matched), InFlight: count(inv.InFlight),
 	}
 	all, open := inv.All(), inv.Open()
-	out.Unknown, out.EndedAlive, out.Gone = count(all.Unknown), count(all.Ended), count(all.Gone)
+	out.Unknown, out.EndedAlive, out.Gone, out.Dead = count(all.Unknown), count(all.Ended), count(all.Gone), count(all.Dead)
 	out.Strays = count(open.Unknown + open.Ended)
 	for _, f := range inv.Findings[:min(len(inv.Findings), maxDifferences)] {
 		d := &stintv1.Difference{
@@ -125,6 +125,8 @@ func differenceKindOf(k reconcile.Kind) stintv1.DifferenceKind {
 		return stintv1.DifferenceKind_DIFFERENCE_KIND_ENDED_ALIVE
 	case reconcile.Gone:
 		return stintv1.DifferenceKind_DIFFERENCE_KIND_GONE
+	case reconcile.Dead:
+		return stintv1.DifferenceKind_DIFFERENCE_KIND_DEAD
 	}
 	return stintv1.DifferenceKind_DIFFERENCE_KIND_UNSPECIFIED
 }

@@ -10,7 +10,7 @@ import (
 
 // inventory gauges what comparing backends with the ledger came to.
 type inventory struct {
-	unknown, endedAlive, gone, lastRun *prometheus.GaugeVec
+	unknown, endedAlive, gone, dead, lastRun *prometheus.GaugeVec
 }
 
 func newInventory() inventory {
@@ -22,6 +22,7 @@ func newInventory() inventory {
 		unknown:    gauge("unknown", "Credentials alive at the backend that the ledger does not know. Alert above 0."),
 		endedAlive: gauge("ended_alive", "Credentials alive at the backend that have ended by the ledger. Alert above 0."),
 		gone:       gauge("gone", "Credentials that are active by the ledger and gone at the backend."),
+		dead:       gauge("dead", "Database users that can log in no more, of no open lease, and still there."),
 		lastRun:    gauge("last_run_timestamp_seconds", "When the backend was last compared with the ledger to the end."),
 	}
 }
@@ -34,5 +35,6 @@ func (m *Metrics) Reconciled(backend string, open reconcile.Counts, at time.Time
 	m.unknown.WithLabelValues(backend).Set(float64(open.Unknown))
 	m.endedAlive.WithLabelValues(backend).Set(float64(open.Ended))
 	m.gone.WithLabelValues(backend).Set(float64(open.Gone))
+	m.dead.WithLabelValues(backend).Set(float64(open.Dead))
 	m.lastRun.WithLabelValues(backend).Set(float64(at.Unix()))
 }

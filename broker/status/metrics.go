@@ -48,7 +48,7 @@ func NewMetrics(version string) *Metrics {
 		ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	m.registry.MustRegister(m.unknown, m.endedAlive, m.gone, m.lastRun)
+	m.registry.MustRegister(m.unknown, m.endedAlive, m.gone, m.dead, m.lastRun)
 	m.registry.MustRegister(m.issued, m.denied, m.commit, m.rpc, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

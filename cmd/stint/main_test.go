@@ -55,6 +55,7 @@ func TestScripts(t *testing.T) {
 					"end":        func(ts *testscript.TestScript, _ bool, args []string) { end(t, ts, b, args) },
 					"suspend":    func(*testscript.TestScript, bool, []string) { b.Suspend() },
 					"stray":      func(_ *testscript.TestScript, _ bool, args []string) { b.Stray(args[0]) },
+					"stray-user": func(_ *testscript.TestScript, _ bool, args []string) { b.StrayUser(args[0]) },
 					"restored":   func(*testscript.TestScript, bool, []string) { b.HoldLedger() },
 					"hold":       func(*testscript.TestScript, bool, []string) { b.HoldTeardown() },
 					"release":    func(*testscript.TestScript, bool, []string) { b.ReleaseTeardown() },

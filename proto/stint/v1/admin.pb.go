@@ -146,6 +146,8 @@ const (
 	DifferenceKind_DIFFERENCE_KIND_ENDED_ALIVE DifferenceKind = 2
 	// ACTIVE in the ledger, and not at the backend.
 	DifferenceKind_DIFFERENCE_KIND_GONE DifferenceKind = 3
+	// A database user of no open lease who is there and whom nobody is let in by any more.
+	DifferenceKind_DIFFERENCE_KIND_DEAD DifferenceKind = 4
 )
 
 // Enum value maps for DifferenceKind.
@@ -155,12 +157,14 @@ var (
 		1: "DIFFERENCE_KIND_UNKNOWN",
 		2: "DIFFERENCE_KIND_ENDED_ALIVE",
 		3: "DIFFERENCE_KIND_GONE",
+		4: "DIFFERENCE_KIND_DEAD",
 	}
 	DifferenceKind_value = map[string]int32{
 		"DIFFERENCE_KIND_UNSPECIFIED": 0,
 		"DIFFERENCE_KIND_UNKNOWN":     1,
 		"DIFFERENCE_KIND_ENDED_ALIVE": 2,
 		"DIFFERENCE_KIND_GONE":        3,
+		"DIFFERENCE_KIND_DEAD":        4,
 	}
 )
 
@@ -1927,7 +1931,7 @@ type Difference struct {
 	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// Its end by the backend's clock; unset where it has none.
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	// The ledger's lease; unset for UNKNOWN.
+	// The ledger's lease; unset where it has none.
 	Lease *Lease `protobuf:"bytes,7,opt,name=lease,proto3" json:"lease,omitempty"`
 	// What was done: "revoked", "settled", "failed", or empty for nothing.
 	Outcome string `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
@@ -2106,9 +2110,9 @@ func (x *InventoryGap) GetPermanent() bool {
 // Inventory is the comparison of one backend.
 type Inventory struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "vault/prod".
+	// "vault/prod"; for the users of a database behind it, "vault/prod/orders".
 	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
-	// How the backend told: "list" of what is alive, "crl" of what was revoked, or empty where it cannot.
+	// How the backend told: "list" of what is alive, "crl" of what was revoked, "users" of a database, or empty where it cannot.
 	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
 	// How many credentials it listed (revoked serials, for "crl").
 	Held int32 `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
@@ -2127,7 +2131,9 @@ type Inventory struct {
 	// How many are GONE.
 	Gone int32 `protobuf:"varint,10,opt,name=gone,proto3" json:"gone,omitempty"`
 	// How many are alive and should not be: UNKNOWN or ENDED_ALIVE, and not revoked.
-	Strays        int32 `protobuf:"varint,11,opt,name=strays,proto3" json:"strays,omitempty"`
+	Strays int32 `protobuf:"varint,11,opt,name=strays,proto3" json:"strays,omitempty"`
+	// How many are DEAD.
+	Dead          int32 `protobuf:"varint,12,opt,name=dead,proto3" json:"dead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2235,6 +2241,13 @@ func (x *Inventory) GetGone() int32 {
 func (x *Inventory) GetStrays() int32 {
 	if x != nil {
 		return x.Strays
+	}
+	return 0
+}
+
+func (x *Inventory) GetDead() int32 {
+	if x != nil {
+		return x.Dead
 	}
 	return 0
 }
@@ -2871,7 +2884,7 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\fInventoryGap\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x18\n" +
 	"\aproblem\x18\x02 \x01(\tR\aproblem\x12\x1c\n" +
-	"\tpermanent\x18\x03 \x01(\bR\tpermanent\"\xd3\x02\n" +
+	"\tpermanent\x18\x03 \x01(\bR\tpermanent\"\xe7\x02\n" +
 	"\tInventory\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x12\n" +
@@ -2885,7 +2898,8 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"endedAlive\x12\x12\n" +
 	"\x04gone\x18\n" +
 	" \x01(\x05R\x04gone\x12\x16\n" +
-	"\x06strays\x18\v \x01(\x05R\x06strays\"j\n" +
+	"\x06strays\x18\v \x01(\x05R\x06strays\x12\x12\n" +
+	"\x04dead\x18\f \x01(\x05R\x04dead\"j\n" +
 	"\x11ReconcileResponse\x125\n" +
 	"\vinventories\x18\x01 \x03(\v2\x13.stint.v1.InventoryR\vinventories\x12\x1e\n" +
 	"\n" +
@@ -2935,12 +2949,13 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"AgentState\x12\x1b\n" +
 	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12AGENT_STATE_ACTIVE\x10\x01\x12\x19\n" +
-	"\x15AGENT_STATE_SUSPENDED\x10\x02*\x89\x01\n" +
+	"\x15AGENT_STATE_SUSPENDED\x10\x02*\xa3\x01\n" +
 	"\x0eDifferenceKind\x12\x1f\n" +
 	"\x1bDIFFERENCE_KIND_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17DIFFERENCE_KIND_UNKNOWN\x10\x01\x12\x1f\n" +
 	"\x1bDIFFERENCE_KIND_ENDED_ALIVE\x10\x02\x12\x18\n" +
-	"\x14DIFFERENCE_KIND_GONE\x10\x032\xb9\b\n" +
+	"\x14DIFFERENCE_KIND_GONE\x10\x03\x12\x18\n" +
+	"\x14DIFFERENCE_KIND_DEAD\x10\x042\xb9\b\n" +
 	"\fAdminService\x128\n" +
 	"\x05Apply\x12\x16.stint.v1.ApplyRequest\x1a\x17.stint.v1.ApplyResponse\x12?\n" +
 	"\vGetResource\x12\x1c.stint.v1.GetResourceRequest\x1a\x12.stint.v1.Resource\x12P\n" +

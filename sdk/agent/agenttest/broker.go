@@ -59,7 +59,8 @@ type Broker struct {
 	leases    []*stintv1.Lease
 	resources []*stintv1.Resource
 	agents    map[string]*stintv1.Agent // whose state somebody has set
-	strays    []string                  // database users of no lease
+	strays    []string                  // credentials of no lease
+	users     []string                  // database users of no lease
 
 	unconfirmed, confirmed bool          // a restore
 	changed                chan struct{} // closed at every change

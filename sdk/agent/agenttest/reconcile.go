@@ -17,6 +17,13 @@ func (b *Broker) Stray(user string) {
 	b.strays = append(b.strays, user)
 }
 
+// StrayUser makes a database user that no lease has.
+func (b *Broker) StrayUser(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.users = append(b.users, name)
+}
+
 // Reconcile reports every stray, and forgets them where it is told to revoke them.
 func (s *adminService) Reconcile(ctx context.Context, req *stintv1.ReconcileRequest) (*stintv1.ReconcileResponse, error) {
 	if err := admin(ctx); err != nil {
@@ -45,7 +52,26 @@ func (s *adminService) Reconcile(ctx context.Context, req *stintv1.ReconcileRequ
 	if req.GetRevokeUnknown() {
 		s.b.strays = nil
 	}
-	return &stintv1.ReconcileResponse{Inventories: []*stintv1.Inventory{inv}}, nil
+	return &stintv1.ReconcileResponse{Inventories: append([]*stintv1.Inventory{inv}, s.b.databaseUsers(req)...)}, nil
+}
+
+// databaseUsers are of a database behind the backend, if there are any; nobody drops them.
+func (b *Broker) databaseUsers(req *stintv1.ReconcileRequest) []*stintv1.Inventory {
+	if len(b.users) == 0 {
+		return nil
+	}
+	inv := &stintv1.Inventory{Backend: backendName + "/orders", Source: "users"}
+	for _, user := range b.users {
+		d := &stintv1.Difference{Kind: stintv1.DifferenceKind_DIFFERENCE_KIND_UNKNOWN, Key: user, PublicRef: user}
+		if req.GetRevokeUnknown() {
+			d.Outcome, d.Problem = "failed", "stint drops no users; end it at the database"
+		}
+		inv.Held++
+		inv.Unknown++
+		inv.Strays++
+		inv.Differences = append(inv.Differences, d)
+	}
+	return []*stintv1.Inventory{inv}
 }
 
 // MatchDatabaseUsers knows the public references of leases.

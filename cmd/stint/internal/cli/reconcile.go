@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -21,6 +22,9 @@ const reconcileTimeout = 5 * time.Minute
 var errUnconfirmed = errors.New("--revoke-unknown ends what somebody may be using; nothing was done")
 
 const differenceKind = "DIFFERENCE_KIND_"
+
+// sourceUsers is of an inventory of a database's users, whom Stint does not drop.
+const sourceUsers = "users"
 
 // comparing are the flags of stint reconcile.
 type comparing struct {
@@ -82,7 +86,9 @@ func (s session) confirmRevoke(ctx context.Context, c comparing) error {
 	}
 	n := 0
 	for _, inv := range preview.GetInventories() {
-		n += int(inv.GetStrays())
+		if inv.GetSource() != sourceUsers {
+			n += int(inv.GetStrays())
+		}
 	}
 	if n == 0 {
 		return nil // what comes between now and then is younger than what is revoked
@@ -117,7 +123,7 @@ func (s session) compareBackends(ctx context.Context, c comparing) error {
 				code = codeUnavailable
 			}
 		}
-		if left := int(inv.GetUnknown()+inv.GetEndedAlive()+inv.GetGone()) - len(inv.GetDifferences()); left > 0 {
+		if left := int(inv.GetUnknown()+inv.GetEndedAlive()+inv.GetGone()+inv.GetDead()) - len(inv.GetDifferences()); left > 0 {
 			a.sayf("note:   %s: %d more differences are not shown", inv.GetBackend(), left)
 		}
 		if inv.GetStrays() > 0 {
@@ -163,11 +169,11 @@ func differenceRow(t *render.Table, backend string, d *stintv1.Difference, now t
 	case d.GetProblem() != "":
 		done += ": " + d.GetProblem()
 	}
-	task, lease := "-", "-"
+	task, lease, role := "-", "-", cmp.Or(d.GetRole(), "-")
 	if d.GetLease() != nil {
 		task, lease = bareTask(d.GetLease().GetTask()), bareLease(d.GetLease().GetName())
 	}
-	t.Row(render.Word(d.GetKind(), differenceKind), backend, d.GetRole(), d.GetPublicRef(), render.Clock(d.GetIssuedAt(), now),
+	t.Row(render.Word(d.GetKind(), differenceKind), backend, role, d.GetPublicRef(), render.Clock(d.GetIssuedAt(), now),
 		render.Clock(d.GetNotAfter(), now), task, lease, done)
 }
 
