@@ -40,6 +40,12 @@ backend "vault" "prod" {
     role     = "stint"
     audience = "https://vault.example.org"
   }
+  # database "orders" {                           # lists its users, to see what Vault forgot: docs/reconcile.md
+  #   url      = "postgres://stint_inventory@orders.db.example.org/postgres"
+  #   password = "file:///etc/stint/inventory.password"
+  #   users    = "v-%"
+  #   roles    = ["orders-db-read"]
+  # }
 }
 
 backend "stepca" "internal" {

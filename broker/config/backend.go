@@ -30,15 +30,15 @@ func (d *decoder) backend(backends *[]Backend, plugins []string) func(*hcl.Block
 		if !slices.Contains(plugins, b.Type) {
 			d.add(one.DefRange, fmt.Sprintf("backend %q: unknown type %q; there are %s", b.ID(), b.Type, strings.Join(plugins, ", ")))
 		}
-		if err := backendName(b.Name); err != nil {
+		if err := CheckName(b.Name); err != nil {
 			d.add(one.DefRange, fmt.Sprintf("backend %q: %v", b.ID(), err))
 		}
 		*backends = append(*backends, b)
 	}
 }
 
-// backendName accepts what can stand in resource names, metrics and URLs.
-func backendName(s string) error {
+// CheckName accepts names of backends, and of what is in them, that can stand in resource names, metrics and URLs.
+func CheckName(s string) error {
 	ok := s != "" && len(s) <= 63 && !strings.HasPrefix(s, "-")
 	for _, r := range s {
 		ok = ok && (r == '-' || (r >= 'a' && r <= 'z') || (r >= '0' && r <= '9'))

@@ -118,6 +118,7 @@ type vaultBlock struct {
 	MaxRequestDuration config.Duration `hcl:"max_request_duration,optional"`
 	RequestTimeout     config.Duration `hcl:"request_timeout,optional"`
 	Auth               []vaultAuth     `hcl:"auth,block"`
+	Databases          []vaultDatabase `hcl:"database,block"`
 }
 
 // vaultAuth is auth "jwt" { … }, auth "approle" { … } or auth "token" { … }.
@@ -138,9 +139,14 @@ func openVault(block config.Backend, s surroundings) (plugins.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
+	databases, err := vaultDatabases(block.ID(), v.Databases)
+	if err != nil {
+		return nil, err
+	}
 	return vault.New(vault.Config{
 		Instance: block.ID(), Address: v.Address, CAFile: v.CAFile, Namespace: v.Namespace, TokenRole: v.TokenRole,
 		MaxRequestDuration: v.MaxRequestDuration.Value(), RequestTimeout: v.RequestTimeout.Value(), Auth: auth,
+		Databases: databases,
 	}, s.logger)
 }
 

@@ -31,6 +31,8 @@ func exposed() map[string]string {
 		"plugins/stepca/token.go newTokens":                       "into a parsed key, in memory",
 		"plugins/vault/internal/login/method.go login":            "to Vault, to log in",
 		"plugins/vault/internal/rest/rest.go send":                "to Vault, as the token of a call",
+		"plugins/vault/internal/users/mysql.go openMySQL":         "to the database, to log in",
+		"plugins/vault/internal/users/postgres.go postgres":       "to the database, to log in",
 	}
 }
 

@@ -55,6 +55,7 @@ func (b *Backend) CheckWith(ctx context.Context, token secret.Value, roles []plu
 	for _, role := range roles {
 		c.role(role, mounts)
 	}
+	c.databases()
 	c.notReadable()
 	return c.findings
 }

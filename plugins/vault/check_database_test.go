@@ -7,6 +7,7 @@ import (
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
 
 // findings are the codes that check has about databases, with their severities.
@@ -36,4 +37,44 @@ func (h mysqlHouse) checked(t *testing.T) {
 	check(noEvent, page.revocation, "database-no-end error")
 	check(page.creation, "DROP USER IF EXISTS '{{name}}'@'%';", "database-sessions warning")
 	check(page.creation, page.revocation, "")
+
+	for _, misdeed := range []struct{ spoil, mend, want string }{
+		{"SET GLOBAL event_scheduler = OFF", "SET GLOBAL event_scheduler = ON", "database-events-off error"},
+		{
+			"REVOKE SELECT (user) ON mysql.user FROM 'stint_inventory'@'%'", "GRANT SELECT (user) ON mysql.user TO 'stint_inventory'@'%'",
+			"database-users warning",
+		},
+	} {
+		for _, step := range []struct{ statement, want string }{{misdeed.spoil, misdeed.want}, {misdeed.mend, ""}} {
+			if _, err := h.super.ExecContext(t.Context(), step.statement); err != nil {
+				t.Fatal(err)
+			}
+			if got := h.findings(t); got != step.want {
+				t.Errorf("after %s check says %q, want %q", step.statement, got, step.want)
+			}
+		}
+	}
+}
+
+// TestCheckOfDatabaseUsers says when nobody can see which users there are.
+func TestCheckOfDatabaseUsers(t *testing.T) {
+	f, pg := shared(t), servers.Postgres(t)
+	role := f.SSH(t)
+	cfg := f.Config()
+	for want, password := range map[string]string{"": "", "database-users": "wrong"} {
+		d := inventory(t, pg)
+		if password != "" {
+			d.Password = vaulttest.Static(password)
+		}
+		cfg.Databases = append(cfg.Databases[:0:0], d)
+		var got []string
+		for _, found := range backend(t, cfg).CheckWith(t.Context(), secret.FromString(f.Server.RootToken), []plugins.Role{role}) {
+			if strings.HasPrefix(found.Code, "database-") {
+				got = append(got, found.Code)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("password %q: found %q, want %q", password, got, want)
+		}
+	}
 }

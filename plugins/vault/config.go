@@ -34,6 +34,8 @@ type Config struct {
 	// RequestTimeout bounds each HTTP call, beside the context's deadline.
 	RequestTimeout time.Duration
 	Auth           Auth
+	// Databases are those of which the users can be listed; there may be none.
+	Databases []Database
 }
 
 // Auth is how Stint logs in: exactly one of the three is set.
@@ -95,6 +97,9 @@ func (c Config) validate() error {
 	need(isName(c.TokenRole), "token_role is %q; it is one path segment", c.TokenRole)
 	need(c.MaxRequestDuration > 0, "max_request_duration is %s; it is positive", c.MaxRequestDuration)
 	need(c.RequestTimeout > 0, "request_timeout is %s; it is positive", c.RequestTimeout)
+	for _, d := range c.Databases {
+		faults = append(faults, d.validate()...)
+	}
 	return errors.Join(append(faults, c.Auth.validate()...)...)
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/stint-dev/stint/plugins"
@@ -158,14 +159,9 @@ func cut(t *testing.T, ended <-chan error) {
 	}
 }
 
-// TestMySQLAsDocumented does what docs/databases.md says, word by word, and ends a user with an open session.
-func TestMySQLAsDocumented(t *testing.T) {
-	t.Parallel()
-	h := newMySQLHouse(t, time.Hour)
-	cred, held := issue(t, h.b, request(h.role, time.Minute, nil))
-	if user := field(t, cred, "username"); cred.PublicRef != user || !strings.HasPrefix(user, "v-token-task-7f3k-") {
-		t.Errorf("database user %q, public reference %q", user, cred.PublicRef)
-	}
+// reads uses the credential for what it is for, and for nothing else, and returns its session.
+func (h mysqlHouse) reads(t *testing.T, cred plugins.Credential) *sql.Conn {
+	t.Helper()
 	conn, err := h.login(t, cred)
 	if err != nil {
 		t.Fatal(err)
@@ -177,6 +173,20 @@ func TestMySQLAsDocumented(t *testing.T) {
 	if _, err := conn.ExecContext(t.Context(), "CALL stint.end_sessions('v-somebody')"); err == nil {
 		t.Error("the user may end the sessions of others")
 	}
+	return conn
+}
+
+// TestMySQLAsDocumented does what docs/databases.md says, word by word, and ends a user with an open session.
+func TestMySQLAsDocumented(t *testing.T) {
+	t.Parallel()
+	h := newMySQLHouse(t, time.Hour)
+	cred, held := issue(t, h.b, request(h.role, time.Minute, nil))
+	if user := field(t, cred, "username"); cred.PublicRef != user || !strings.HasPrefix(user, "v-token-task-7f3k-") {
+		t.Errorf("database user %q, public reference %q", user, cred.PublicRef)
+	}
+	conn := h.reads(t, cred)
+	lists := h.listing(t)
+	wantListed(t, lists, cred.PublicRef)
 	ended := h.busy(t, cred)
 	if n := h.events(t, cred.PublicRef); n != 1 {
 		t.Errorf("%d events end the user", n)
@@ -192,7 +202,35 @@ func TestMySQLAsDocumented(t *testing.T) {
 	if u, e := h.users(t, cred.PublicRef), h.events(t, cred.PublicRef); u != 0 || e != 0 {
 		t.Errorf("%d users and %d events are left", u, e)
 	}
+	wantListed(t, lists)
+	h.b = lists
 	h.checked(t)
+}
+
+// listing is the house's backend with a login that lists users. Such a login goes nowhere in the clear unless it is told to.
+func (h mysqlHouse) listing(t *testing.T) *vault.Backend {
+	t.Helper()
+	cfg := h.f.Config()
+	cfg.Databases = []vault.Database{h.inventory(t)}
+	cfg.Databases[0].Plain = false
+	if _, err := listed(t, backend(t, cfg)); !errors.Is(err, plugins.ErrMisconfigured) || !strings.Contains(err.Error(), "TLS") {
+		t.Errorf("a server without TLS: %v", err)
+	}
+	cfg.Databases[0].Plain = true
+	return backend(t, cfg)
+}
+
+// wantListed expects these users, and that all can be used.
+func wantListed(t *testing.T, b *vault.Backend, names ...string) {
+	t.Helper()
+	want := map[string]plugins.Account{}
+	for _, name := range names {
+		want[name] = plugins.Account{Name: name}
+	}
+	got, err := listed(t, b)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v: %s", err, diff)
+	}
 }
 
 // TestDeadMansSwitchOfMySQL kills Vault. The event drops the user, and a Vault that comes back ends the session that went on, and
@@ -226,5 +264,22 @@ func TestDeadMansSwitchOfMySQL(t *testing.T) {
 	cut(t, ended)
 	if _, err := h.b.Revoke(t.Context(), held); err != nil {
 		t.Error(err)
+	}
+}
+
+// inventory is the database, whose users a login lists that may read one column and nothing else.
+func (h mysqlHouse) inventory(t *testing.T) vault.Database {
+	t.Helper()
+	password := rand.Text()
+	for _, statement := range []string{
+		"CREATE USER 'stint_inventory'@'%' IDENTIFIED BY '" + password + "'", "GRANT SELECT (user) ON mysql.user TO 'stint_inventory'@'%'",
+	} {
+		if _, err := h.super.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return vault.Database{
+		Name: "orders", Kind: vault.MySQL, Addr: h.m.Addr, User: "stint_inventory", Password: vaulttest.Static(password), Plain: true,
+		Users: "v-token-%", Roles: []string{"orders-mysql"},
 	}
 }

@@ -30,6 +30,8 @@ var (
 	_ plugins.Checker  = (*vault.Backend)(nil)
 	_ plugins.Prober   = (*vault.Backend)(nil)
 	_ plugins.Lister   = (*vault.Backend)(nil)
+
+	_ plugins.AccountLister = (*vault.Backend)(nil)
 )
 
 // shared returns the fixture on the Vault that these tests share. Setting it up again changes nothing but the key that

@@ -70,8 +70,10 @@ func TestSuiteDatabase(t *testing.T) {
 	server, pg := servertest.StartVault(t, servertest.VaultOptions{}), servers.Postgres(t)
 	f := vaulttest.Setup(t, server)
 	role := f.Database(t, pg)
+	cfg := f.Config()
+	cfg.Databases = []vault.Database{inventory(t, pg)}
 	plugintest.Run(t, plugintest.Harness{
-		Backend: backend(t, f.Config()), Role: role, BadRoles: badRoles(role),
+		Backend: backend(t, cfg), Role: role, BadRoles: badRoles(role),
 		Works: func(ctx context.Context, cred plugins.Credential) bool {
 			dsn := pg.DSN(string(cred.Fields["username"].Expose()), string(cred.Fields["password"].Expose()), "postgres")
 			conn, err := pgx.Connect(ctx, dsn)

@@ -14,6 +14,7 @@ import (
 	"github.com/stint-dev/stint/plugins/vault/internal/login"
 	"github.com/stint-dev/stint/plugins/vault/internal/recipe"
 	"github.com/stint-dev/stint/plugins/vault/internal/rest"
+	"github.com/stint-dev/stint/plugins/vault/internal/users"
 )
 
 // Type is the plugin's name in configuration, and Section the key of a role's spec that belongs to it.
@@ -22,7 +23,7 @@ const (
 	Section = "vault"
 )
 
-// Backend is one Vault. It implements plugins.Backend, Preparer, Runner, Prober, Checker and Lister.
+// Backend is one Vault. It implements plugins.Backend, Preparer, Runner, Prober, Checker, Lister and AccountLister.
 type Backend struct {
 	cfg     Config
 	rest    login.Doer
@@ -31,6 +32,8 @@ type Backend struct {
 	ours    *attempts // leases that were seen alive before they were ended
 	queued  *attempts // leases that Vault has been told to end by itself
 	failing *failures
+	// databases are those that list their users, by name.
+	databases map[string]users.Database
 }
 
 // New checks the configuration and makes a Backend. It connects to nothing: Run logs in, and so does the first call
@@ -46,6 +49,10 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("backend %s: %w", cfg.Instance, err)
 	}
+	databases, err := cfg.listers()
+	if err != nil {
+		return nil, fmt.Errorf("backend %s: %w", cfg.Instance, err)
+	}
 	logger = logger.With(zap.String("backend", cfg.Instance))
 	return &Backend{
 		cfg: cfg, rest: client, logger: logger,
@@ -53,6 +60,8 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 		ours:    newAttempts(),
 		queued:  newAttempts(),
 		failing: newFailures(),
+
+		databases: databases,
 	}, nil
 }
 

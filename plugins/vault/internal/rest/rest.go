@@ -184,17 +184,27 @@ func checkAddress(address string) error {
 	return fmt.Errorf("address %q has scheme %q; known are https, and http on this machine", address, u.Scheme)
 }
 
-func transport(caFile string) (*http.Transport, error) {
+// TLSConfig returns what verifies a server by a PEM bundle that alone is trusted, or where there is none by the system's roots.
+func TLSConfig(caFile string) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caFile != "" {
-		pem, err := os.ReadFile(caFile)
-		if err != nil {
-			return nil, fmt.Errorf("read ca_file: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file %s holds no certificate", caFile)
-		}
+	if caFile == "" {
+		return conf, nil
+	}
+	pem, err := os.ReadFile(caFile)
+	if err != nil {
+		return nil, fmt.Errorf("read ca_file: %w", err)
+	}
+	conf.RootCAs = x509.NewCertPool()
+	if !conf.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("ca_file %s holds no certificate", caFile)
+	}
+	return conf, nil
+}
+
+func transport(caFile string) (*http.Transport, error) {
+	conf, err := TLSConfig(caFile)
+	if err != nil {
+		return nil, err
 	}
 	return &http.Transport{
 		Proxy:               nil, // Vault is the address that was configured, whatever the environment says
