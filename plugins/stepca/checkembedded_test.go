@@ -44,7 +44,7 @@ func TestCheckEmbeddedLost(t *testing.T) {
 	must(t, os.Remove(filepath.Join(dir, crlFile)))
 	lost := newEmbedded(t, dir)
 	compare(t, "check", lost.Check(t.Context(), nil), []string{"error ca-crl-lost CRL"})
-	must(t, writeFile(filepath.Join(dir, crlFile), good))
+	must(t, os.WriteFile(filepath.Join(dir, crlFile), good, 0o600))
 	compare(t, "restored", newEmbedded(t, dir).Check(t.Context(), nil), nil)
 	if !slices.Equal(lost.Bundle()[0], newEmbedded(t, dir).Bundle()[0]) {
 		t.Error("another CA was made")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"slices"
 	"time"
 
@@ -87,6 +88,8 @@ type settings struct {
 
 	domain spiffeid.TrustDomain
 	arc    arcIDs
+	// rename is os.Rename: the moment at which a file that was written counts, where tests end the process.
+	rename func(from, to string) error
 }
 
 // errConfig begins every error about a Config.
@@ -101,7 +104,7 @@ func (c Config) check() (settings, error) {
 			c.CRLValidity = DefaultRemoteCRLValidity
 		}
 	}
-	s := settings{Config: c}
+	s := settings{Config: c, rename: os.Rename}
 	var faults []error
 	var err error
 	if s.domain, err = spiffeid.TrustDomainFromString(c.TaskTrustDomain); err != nil {

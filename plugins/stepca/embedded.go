@@ -39,7 +39,7 @@ func openEmbedded(s *settings, logger *zap.Logger) (*embedded, error) {
 	if err := r.open(now); err != nil {
 		return nil, err
 	}
-	if err := is.finish(dir); err != nil {
+	if err := is.finish(s); err != nil {
 		return nil, err
 	}
 	return &embedded{settings: s, issuer: is, ca: ca, revoked: r}, nil

@@ -9,7 +9,7 @@ import (
 
 // writeFile replaces a file durably and all at once, with mode 0600. When it fails, the old or the new content is
 // there, never a part.
-func writeFile(path string, content []byte) error {
+func (s *settings) writeFile(path string, content []byte) error {
 	dir := filepath.Dir(path)
 	temp, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-*") // mode 0600
 	if err != nil {
@@ -18,7 +18,7 @@ func writeFile(path string, content []byte) error {
 	_, err = temp.Write(content)
 	err = errors.Join(err, temp.Sync(), temp.Close())
 	if err == nil {
-		err = os.Rename(temp.Name(), path)
+		err = s.rename(temp.Name(), path)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), errors.Join(err, os.Remove(temp.Name())))

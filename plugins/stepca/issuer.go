@@ -182,7 +182,7 @@ func makeRoot(s *settings, now time.Time) (*issuer, error) {
 		return nil, fmt.Errorf("encode CA key: %w", err)
 	}
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: encoded})
-	if err := writeFile(filepath.Join(s.Embedded.DataDir, keyFile), keyPEM); err != nil {
+	if err := s.writeFile(filepath.Join(s.Embedded.DataDir, keyFile), keyPEM); err != nil {
 		return nil, err
 	}
 	return &issuer{cert: cert, signer: key, roots: []*x509.Certificate{cert}, file: certFile}, nil
@@ -204,11 +204,11 @@ func rootTemplate(s *settings, number []byte, now time.Time) *x509.Certificate {
 }
 
 // finish writes the certificate once the CRL stands.
-func (i *issuer) finish(dataDir string) error {
+func (i *issuer) finish(s *settings) error {
 	if i.file == "" {
 		return nil
 	}
-	return writeFile(filepath.Join(dataDir, i.file), encodeCertificate(i.cert))
+	return s.writeFile(filepath.Join(s.Embedded.DataDir, i.file), encodeCertificate(i.cert))
 }
 
 // service is the CA as softcas runs it. It is safe for concurrent use.

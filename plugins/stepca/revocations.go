@@ -70,7 +70,7 @@ func (r *revocations) lose(cause error, der []byte, now time.Time) (*crl, error)
 		zap.Error(cause), zap.Time("until", now.Add(r.settings.MaxTTL)))
 	if len(der) > 0 {
 		aside := fmt.Sprintf("%s.damaged-%d", r.path, now.Unix())
-		if err := writeFile(aside, der); err != nil {
+		if err := r.settings.writeFile(aside, der); err != nil {
 			return nil, fmt.Errorf("keep damaged CRL: %w", err)
 		}
 	}
@@ -114,7 +114,7 @@ func (r *revocations) publish(added []revocation) error {
 		return fmt.Errorf("%w: sign CRL: %w", plugins.ErrUnavailable, err)
 	}
 	next.der = signed.CRL
-	if err := writeFile(r.path, next.der); err != nil {
+	if err := r.settings.writeFile(r.path, next.der); err != nil {
 		return fmt.Errorf("%w: %w", plugins.ErrUnavailable, err)
 	}
 	r.current.Store(next)
