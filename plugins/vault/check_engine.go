@@ -13,9 +13,8 @@ import (
 const (
 	// PostgreSQLValidUntil ends a user by PostgreSQL's own clock.
 	PostgreSQLValidUntil = `VALID UNTIL '{{expiration}}'`
-	// PostgreSQLRevocation ends a user and the sessions that it has open.
-	PostgreSQLRevocation = `ALTER ROLE "{{name}}" NOLOGIN; ` +
-		`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; DROP ROLE IF EXISTS "{{name}}";`
+	// PostgreSQLRevocation ends a user and the sessions that it has open. It also succeeds where somebody has dropped the user.
+	PostgreSQLRevocation = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; DROP ROLE IF EXISTS "{{name}}";`
 	// MySQLEvent drops a user by MySQL's own clock, which knows no VALID UNTIL. It stands before CREATE USER: each statement is
 	// kept by itself, and a user without its event has no end.
 	MySQLEvent = "CREATE EVENT stint.`{{name}}` ON SCHEDULE AT CONVERT_TZ(LEFT('{{expiration}}', 19), " +

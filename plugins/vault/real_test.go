@@ -153,6 +153,16 @@ func TestDatabaseUserAndItsOpenSessionEnd(t *testing.T) {
 	}
 }
 
+// TestDatabaseUserDroppedByOthers: a lease whose user is gone from the database ends like any other.
+func TestDatabaseUserDroppedByOthers(t *testing.T) {
+	f, pg := shared(t), servers.Postgres(t)
+	role := f.Database(t, pg)
+	b := backend(t, f.Config())
+	cred, held := issue(t, b, request(role, time.Minute, nil))
+	vaulttest.Exec(t, vaulttest.Connect(t, pg.SuperDSN("postgres")), `DROP ROLE "`+cred.PublicRef+`"`)
+	revoke(t, b, held, plugins.ReadBack)
+}
+
 func TestCertificateOfPKI(t *testing.T) {
 	f := shared(t)
 	role := f.PKI(t)

@@ -18,8 +18,7 @@ const maxTTL = time.Hour
 
 // EndsSessions are the revocation statements that also cut the sessions that a database user has open, which Vault's
 // own do not.
-const EndsSessions = `ALTER ROLE "{{name}}" NOLOGIN; ` +
-	`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; ` +
+const EndsSessions = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; ` +
 	`DROP ROLE IF EXISTS "{{name}}";`
 
 // CreatesUser are the creation statements of the database role: the user is dead at its end by PostgreSQL's clock too.
