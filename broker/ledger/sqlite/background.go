@@ -35,18 +35,14 @@ func (s *Store) Run(ctx context.Context) error {
 
 // checkpoint writes back what no snapshot needs any more, on a reader's connection beside the writer.
 func (s *Store) checkpoint(ctx context.Context) {
-	c, err := s.current()
+	c, r, err := s.acquire(ctx)
 	if err != nil {
-		return
+		return // the next round tries again
 	}
-	select {
-	case r := <-c.pool:
-		defer s.release(c, r)
-		var busy, pages, done int64
-		err := r.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done) //nolint:contextcheck // statements are short; a context each costs a goroutine each
-		s.walLong.CompareAndSwap(false, err == nil && pages > s.longWAL)
-	case <-ctx.Done():
-	}
+	defer s.release(c, r)
+	var busy, pages, done int64
+	err = r.one("PRAGMA wal_checkpoint(PASSIVE)", nil, &busy, &pages, &done) //nolint:contextcheck // statements are short; a context each costs a goroutine each
+	s.walLong.CompareAndSwap(false, err == nil && pages > s.longWAL)
 }
 
 // writeBack writes the whole WAL back between two transactions of the writer, so that the next one starts it anew. When a

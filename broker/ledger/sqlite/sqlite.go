@@ -43,6 +43,7 @@ type conns struct {
 	db     *sql.DB
 	writer *session      // nil for a store that only reads
 	pool   chan *session // readers that are free
+	gone   chan struct{} // closed with them: nothing comes back to the pool any more
 }
 
 // Open locks a data directory (made with mode 0700 if it is not there), migrates its ledger forward and opens it.
@@ -113,7 +114,7 @@ func (s *Store) connect(ctx context.Context) (*conns, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conns{db: db, pool: make(chan *session, readers)}
+	c := &conns{db: db, pool: make(chan *session, readers), gone: make(chan struct{})}
 	if s.lock != nil {
 		c.writer, err = newSession(ctx, db)
 	}
@@ -131,6 +132,7 @@ func (s *Store) connect(ctx context.Context) (*conns, error) {
 
 // close closes all that is free; readers in use are closed when they come back.
 func (c *conns) close() error {
+	close(c.gone)
 	var errs []error
 	if c.writer != nil {
 		errs = append(errs, c.writer.close())
@@ -159,16 +161,28 @@ func (s *Store) current() (*conns, error) {
 
 // View runs fn on a snapshot.
 func (s *Store) View(ctx context.Context, fn func(ledger.Reader) error) error {
-	c, err := s.current()
+	c, r, err := s.acquire(ctx)
 	if err != nil {
 		return err
 	}
-	select {
-	case r := <-c.pool:
-		defer s.release(c, r)
-		return r.snapshot(fn) //nolint:contextcheck // statements are short; a context each costs a goroutine each
-	case <-ctx.Done():
-		return ctx.Err()
+	defer s.release(c, r)
+	return r.snapshot(fn) //nolint:contextcheck // statements are short; a context each costs a goroutine each
+}
+
+// acquire waits for a reader that is free, of the connections that are in use by then.
+func (s *Store) acquire(ctx context.Context) (*conns, *session, error) {
+	for {
+		c, err := s.current()
+		if err != nil {
+			return nil, nil, err
+		}
+		select {
+		case r := <-c.pool:
+			return c, r, nil
+		case <-c.gone: // others took their place
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
 	}
 }
 
