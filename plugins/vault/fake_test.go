@@ -339,6 +339,39 @@ func TestWhatProvesNoEnd(t *testing.T) {
 	})
 }
 
+// TestFailedRevokeOfWhatIsUnknown: a credential is dropped because its commit failed, and cannot be revoked at once. The ledger
+// knows its token only, and sweeps it; nobody asks for the end of its lease again. Sweeps that wait for it go on all the same.
+func TestFailedRevokeOfWhatIsUnknown(t *testing.T) {
+	for name, gone := range map[string]bool{"the lease went with its token": true, "the lease is still there": false} {
+		t.Run(name, func(t *testing.T) {
+			f, b := newFakeVault(t)
+			prepared, err := b.Prepare(t.Context(), request(fakeRole(), time.Minute, nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, dropped := issue(t, b, request(fakeRole(), time.Minute, nil))
+			f.set("sys/leases/revoke", says(500, "out of order"))
+			if ending, err := b.Revoke(t.Context(), dropped); !errors.Is(err, plugins.ErrNotProven) {
+				t.Fatalf("got %+v, %v", ending, err)
+			}
+			f.set("auth/token/lookup-accessor", says(403, "* bad token")) // it died by itself
+			held := plugins.Held{Handle: prepared.Handle, Uncertain: true}
+			if ending, err := b.Revoke(t.Context(), held); !errors.Is(err, plugins.ErrUnavailable) || f.called("sys/leases/tidy") {
+				t.Errorf("swept while a revoke fails: %+v, %v", ending, err)
+			}
+			if gone {
+				f.set("sys/leases/lookup", says(400, "invalid lease"))
+			} else {
+				f.set("sys/leases/revoke")
+			}
+			revoke(t, b, held, plugins.Swept)
+			if !f.called("sys/leases/tidy") {
+				t.Error("leases were not tidied")
+			}
+		})
+	}
+}
+
 func TestConfigNamesEveryFault(t *testing.T) {
 	_, err := vault.New(vault.Config{TokenRole: "a/b", Auth: vault.Auth{JWT: &vault.JWTAuth{}, Token: &vault.TokenAuth{}}}, nil)
 	if err == nil {

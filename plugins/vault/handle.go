@@ -99,8 +99,9 @@ func (a *attempts) of(lease string) (begun, succeeded bool) {
 	return begun, succeeded
 }
 
-// failures are the leases whose last revoke failed. What has to wait for engines that answer asks it. It is empty after a
-// start, until teardown has tried again.
+// failures are the leases whose last revoke failed. What has to wait for engines that answer asks it, and tries them again: of a
+// credential that was not handed out the ledger may not know the lease, so that nobody else does. It is empty after a start,
+// until teardown has tried again.
 type failures struct {
 	// mu guards known.
 	mu    sync.Mutex
@@ -121,8 +122,12 @@ func (f *failures) remove(lease string) {
 	delete(f.known, lease)
 }
 
-func (f *failures) any() bool {
+// one returns any of them; false where there is none.
+func (f *failures) one() (lease string, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.known) > 0
+	for lease = range f.known {
+		return lease, true
+	}
+	return "", false
 }
