@@ -25,7 +25,7 @@ func (c *comparison) act(ctx context.Context, o Order) error {
 		switch {
 		case f.Kind == Gone && o.Settle:
 			err = c.settle(ctx, f, o)
-		case f.Kind != Gone && o.RevokeUnknown:
+		case f.Kind != Gone && o.RevokeUnknown, f.Kind == Ended && o.RevokeEnded:
 			err = c.revoke(ctx, f, o)
 		}
 		if err != nil {
@@ -146,7 +146,7 @@ func leaseRecord(o Order, event audit.Event, l lease.Lease) audit.Record {
 
 // log tells whoever watches: what is alive and should not be is an error.
 func (r *Reconciler) log(inv Inventory) {
-	open := inv.Open()
+	open, all := inv.Open(), inv.All()
 	sum := []zap.Field{
 		zap.String("backend", inv.Backend), zap.Int("held", inv.Held), zap.Int("unknown", open.Unknown),
 		zap.Int("ended_alive", open.Ended), zap.Int("gone", open.Gone), zap.Int("dead", open.Dead),
@@ -156,6 +156,8 @@ func (r *Reconciler) log(inv Inventory) {
 		r.cfg.Logger.Error("a backend holds what should not be alive; see stint reconcile", sum...)
 	case open.Gone > 0:
 		r.cfg.Logger.Warn("a backend has lost credentials that should be alive; see stint reconcile", sum...)
+	case all.Unknown+all.Ended > 0:
+		r.cfg.Logger.Warn("a backend held what should not be alive; it was ended", sum...)
 	case open.Dead > 0:
 		r.cfg.Logger.Warn("a database has users that nobody can use and nobody has dropped; see stint reconcile", sum...)
 	default:

@@ -32,15 +32,13 @@ func (c *comparison) byCRL(ctx context.Context, publisher plugins.Publisher) err
 		return nil
 	}
 	c.inv.Held = len(revoked)
-	for _, role := range c.roles {
-		leases, err := c.certificates(ctx, role.Name, role.MaxTTL)
-		if err != nil {
+	leases, err := c.certificates(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if err := c.certificate(ctx, l, list.ThisUpdate, revoked[l.ID]); err != nil {
 			return err
-		}
-		for _, l := range leases {
-			if err := c.certificate(ctx, l, list.ThisUpdate, revoked[l.ID]); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -71,12 +69,19 @@ func readCRL(ctx context.Context, publisher plugins.Publisher) (*x509.Revocation
 	return list, revoked, nil
 }
 
-// certificates reads a role's leases that have not expired: ACTIVE ones, and those that were revoked by CRL.
-func (c *comparison) certificates(ctx context.Context, role string, longest time.Duration) ([]lease.Lease, error) {
+// lookBack is how long ago at least a certificate may have been issued to be compared, also by a role that is gone.
+const lookBack = 24 * time.Hour
+
+// certificates reads the leases that have not expired: ACTIVE ones, and those that were revoked by CRL.
+func (c *comparison) certificates(ctx context.Context) ([]lease.Lease, error) {
 	var out []lease.Lease
-	now := time.Now()
+	now, longest := time.Now(), lookBack
+	for _, role := range c.roles {
+		longest = max(longest, role.MaxTTL)
+	}
 	err := c.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
-		f := ledger.LeaseFilter{Role: role, States: []lease.State{lease.Active, lease.Revoked}, Limit: page}
+		out = nil
+		f := ledger.LeaseFilter{States: []lease.State{lease.Active, lease.Revoked}, Limit: page}
 		return eachLease(r, f, func(l lease.Lease) bool {
 			if l.Backend == c.inv.Backend && l.NotAfter.After(now) && (l.State == lease.Active || l.Proof == plugins.OnCRL) {
 				out = append(out, l)

@@ -35,7 +35,8 @@ func operator() audit.Actor { return audit.Actor{ID: "spiffe://example.org/ops/a
 type fixture struct {
 	*brokertest.House
 
-	rec   *reconcile.Reconciler
+	cfg   reconcile.Config
+	rec   *reconcile.Reconciler // of cfg
 	meter *meter
 	logs  *observer.ObservedLogs
 }
@@ -51,11 +52,12 @@ func reconciled(t *testing.T, h *brokertest.House, every time.Duration) fixture 
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
 	f := fixture{House: h, meter: &meter{seen: map[string][]reconcile.Counts{}}, logs: logs}
-	f.rec = reconcile.New(reconcile.Config{
+	f.cfg = reconcile.Config{
 		Ledger: h.Ledger, Roles: func() []resource.Role { return h.Broker.Catalog().Engine().Set().Roles() },
 		Backends: h.Broker.Catalog().Backends,
 		Grace:    broker.UnknownGrace, Every: every, Meter: f.meter, Logger: zap.New(core),
-	})
+	}
+	f.rec = reconcile.New(f.cfg)
 	return f
 }
 

@@ -1,5 +1,6 @@
 // Package reconcile compares what backends hold with what the ledger says, in both directions: what is alive and unknown to
-// Stint, or has ended by its record; and what is alive by its record and gone. It reports, and acts only when told to.
+// Stint, or has ended by its record; and what is alive by its record and gone. It reports. By itself it only ends
+// again what has ended by the ledger; on the rest it acts when told to.
 package reconcile
 
 import (
@@ -29,8 +30,10 @@ const (
 	// callTimeout bounds one question to a backend, and listTimeout a listing.
 	callTimeout = 20 * time.Second
 	listTimeout = 2 * time.Minute
-	// firstRun is how long after its start the broker first looks by itself, so that a restored ledger is seen soon.
-	firstRun = time.Minute
+	// firstRun is how long after its start the broker first looks by itself, so that a revocation that was lost meanwhile is
+	// made again soon, and secondRun how long after that it looks again: by then nothing of a restored ledger seems in flight.
+	firstRun  = 10 * time.Second
+	secondRun = time.Minute
 )
 
 // Meter takes what was found, for metrics. Its method must not block.
@@ -91,6 +94,8 @@ type Order struct {
 	Backend string
 	// RevokeUnknown ends what is alive and should not be: what the ledger does not know, and what has ended by it.
 	RevokeUnknown bool
+	// RevokeEnded ends only the latter.
+	RevokeEnded bool
 	// Settle hands what is gone at its backend to teardown, which proves it.
 	Settle bool
 	// Actor and Request name who asked, in records.
@@ -239,7 +244,7 @@ func (r *Reconciler) backend(ctx context.Context, in instance.Instance, o Order)
 	default:
 		c.inv.Gaps = append(c.inv.Gaps, Gap{Problem: "this kind of backend cannot say what it holds", Permanent: true})
 	}
-	if err == nil && (o.RevokeUnknown || o.Settle) {
+	if err == nil && (o.RevokeUnknown || o.RevokeEnded || o.Settle) {
 		err = c.act(ctx, o)
 	}
 	if err != nil {
@@ -257,10 +262,15 @@ func (r *Reconciler) roles(backend string) []resource.Role {
 	return slices.DeleteFunc(slices.Clone(r.cfg.Roles()), func(role resource.Role) bool { return role.Backend != backend })
 }
 
-// Run compares all backends now and then until ctx is done. It acts on nothing.
+// Run compares all backends now and then until ctx is done. What has ended by the ledger and is alive is ended again: that it
+// has to end was decided long ago. It acts on nothing else, and on nothing while the ledger is held.
 func (r *Reconciler) Run(ctx context.Context) error {
-	every := func() time.Duration { return time.Duration(r.every.Load()) }
-	for next := min(firstRun, every()); ; next = every() {
+	soon := []time.Duration{firstRun, secondRun}
+	for {
+		next := time.Duration(r.every.Load())
+		if len(soon) > 0 {
+			next = min(next, soon[0])
+		}
 		var due <-chan time.Time
 		if next > 0 {
 			due = time.After(next)
@@ -272,7 +282,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			continue
 		case <-due:
 		}
-		if _, err := r.Reconcile(ctx, Order{Actor: teardown.Stint()}); err != nil && ctx.Err() == nil {
+		soon = soon[min(1, len(soon)):]
+		o := Order{Actor: teardown.Stint(), RevokeEnded: !r.cfg.Ledger.Held()}
+		if _, err := r.Reconcile(ctx, o); err != nil && ctx.Err() == nil {
 			r.cfg.Logger.Error("backends not compared with the ledger; it is tried again", zap.Error(err))
 		}
 	}

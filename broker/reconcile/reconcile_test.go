@@ -14,6 +14,7 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/reconcile"
+	"github.com/stint-dev/stint/broker/resource"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/plugintest" //nolint:depguard // a house is made of concrete things
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -247,11 +248,11 @@ func TestRunComparesNowAndThen(t *testing.T) {
 		ctx, cancel := contextOf(t)
 		go func() { done <- f.rec.Run(ctx) }()
 		pass(2 * time.Minute)
-		if diff := cmp.Diff([]reconcile.Counts{{Unknown: 1}}, f.meter.of("memory/a")); diff != "" {
-			t.Errorf("soon after the start: %s", diff)
+		if diff := cmp.Diff([]reconcile.Counts{{}, {Unknown: 1}}, f.meter.of("memory/a")); diff != "" {
+			t.Errorf("soon after the start, while it may be in flight, and a little later: %s", diff)
 		}
 		pass(4 * time.Minute)
-		if diff := cmp.Diff([]reconcile.Counts{{Unknown: 1}, {}}, f.meter.of("memory/a")); diff != "" {
+		if diff := cmp.Diff([]reconcile.Counts{{}, {Unknown: 1}, {}}, f.meter.of("memory/a")); diff != "" {
 			t.Errorf("by the next it has ended by itself: %s", diff)
 		}
 		cancel()
@@ -260,6 +261,40 @@ func TestRunComparesNowAndThen(t *testing.T) {
 		}
 		if got := f.records(t, "memory/a"); len(got) != 1 || !strings.HasPrefix(got[0], "inventory.differs stint ") {
 			t.Errorf("recorded %v for %s", got, cred.PublicRef)
+		}
+	})
+}
+
+// What has ended by the ledger and is alive all the same is ended again without being told to, also where its role is gone.
+func TestRunEndsAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t)
+		f := fresh(t, time.Hour, map[string]plugins.Backend{"ca/a": ca, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
+		over := f.issue(t, "client-cert")
+		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
+			t.Fatal(err)
+		}
+		pass(3 * time.Second)
+		ca.set(over, false) // the CA has lost its revocations
+		f.cfg.Roles = func() []resource.Role { return nil }
+		done := make(chan error)
+		ctx, cancel := contextOf(t)
+		go func() { done <- reconcile.New(f.cfg).Run(ctx) }()
+		pass(15 * time.Second)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}))
+		if diff := cmp.Diff([]string{
+			"stray.ending stint ended_alive m-" + over.String(), "stray.ended stint ended_alive m-" + over.String(),
+			"inventory.differs stint 0 unknown, 1 alive after their end, 0 gone ",
+		}, f.records(t, "ca/a")); diff != "" {
+			t.Errorf("records: %s", diff)
+		}
+		if f.logs.FilterMessageSnippet("it was ended").Len() != 1 {
+			t.Errorf("logged %v", f.logs.All())
 		}
 	})
 }

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	recordWait = 20 * time.Second
+	recordWait = 40 * time.Second
 	closeWait  = 150 * time.Second
 )
 

@@ -32,7 +32,7 @@ func (e *embedded) check(context.Context, []plugins.Role) []plugins.Finding {
 		found = append(found, broken("ca-crl-lost", "CRL",
 			fmt.Sprintf("%s is missing, damaged or of another CA: certificates that were revoked may be accepted again, until %s at the latest",
 				crlFile, lost.Add(e.settings.MaxTTL).UTC().Format(time.RFC3339)),
-			"with the broker stopped, restore "+crlFile+" of data_dir/ca from a backup; the next start begins a new one and revokes nothing again"))
+			"with the broker stopped, restore "+crlFile+" of data_dir/ca from a backup; without one the broker begins anew at its start, and revokes again what its ledger has as revoked"))
 	}
 	if end := e.issuer.cert.NotAfter; time.Until(end) <= endsSoon {
 		found = append(found, weak("ca-ends", "issuing CA", "it ends at "+end.UTC().Format(time.RFC3339)+"; nothing is signed beyond that",

@@ -66,7 +66,7 @@ func (r *revocations) open(now time.Time) error {
 
 // lose begins anew after the revocations were lost, and keeps what is there of the file.
 func (r *revocations) lose(cause error, der []byte, now time.Time) (*crl, error) {
-	r.logger.Error("revocation state lost: certificates revoked before now may be accepted again until they expire; revoke them again",
+	r.logger.Error("revocation state lost: certificates revoked before now may be accepted again until they are revoked again or expire",
 		zap.Error(cause), zap.Time("until", now.Add(r.settings.MaxTTL)))
 	if len(der) > 0 {
 		aside := fmt.Sprintf("%s.damaged-%d", r.path, now.Unix())
