@@ -149,10 +149,12 @@ func tokenDies(t *testing.T, s *site, f *vaulttest.Fixture, pg *servertest.Postg
 	err := <-answer
 	t.Logf("the issue whose token died says: %v", err)
 	name := "leases/" + dying.ID.String()
-	if err == nil {
-		return // the credential was made; it ends with its task like any other
-	}
-	if reason := agent.ReasonOf(err); reason != stintv1.Reason_REASON_BACKEND_UNAVAILABLE && reason != stintv1.Reason_REASON_BACKEND_MISCONFIGURED {
+	if err == nil { // the credential was made all the same, and ends like any other
+		_, err = s.admin(t).Credentials().RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+	} else if reason := agent.ReasonOf(err); reason != stintv1.Reason_REASON_BACKEND_UNAVAILABLE && reason != stintv1.Reason_REASON_BACKEND_MISCONFIGURED {
 		t.Errorf("the issue whose token died says %s: %v", reason, err)
 	}
 	eventually(t, time.Minute, func() error {

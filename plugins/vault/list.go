@@ -14,21 +14,18 @@ import (
 	"github.com/stint-dev/stint/plugins/vault/internal/rest"
 )
 
-// List yields the leases under the role's path, whoever took them, and nothing under other paths. A handle that it yields
-// ends the lease but not its token, which a lease does not name. For a role whose path takes parameters, or that makes
-// no leases, it yields one error that wraps errors.ErrUnsupported.
+// List yields the leases under the role's path, whoever took them, and nothing under other paths. Where the path takes a
+// parameter, every value counts that one can have. A handle that it yields ends the lease but not its token, which a lease
+// does not name. For a role that makes no leases, it yields one error that wraps errors.ErrUnsupported.
 func (b *Backend) List(ctx context.Context, role plugins.Role) iter.Seq2[plugins.Found, error] {
 	return func(yield func(plugins.Found, error) bool) {
-		prefix, keys, cluster, err := b.listKeys(ctx, role)
+		leases, cluster, err := b.leases(ctx, role)
 		if err != nil {
 			yield(plugins.Found{}, fmt.Errorf("%s: list leases of role %s: %w", b.cfg.Instance, role.Name, err))
 			return
 		}
-		for _, key := range keys {
-			if strings.HasSuffix(key, "/") { // a folder, which holds leases of another path
-				continue
-			}
-			found, err := foundLease(cluster, prefix+"/"+key)
+		for _, lease := range leases {
+			found, err := foundLease(cluster, lease)
 			if !yield(found, err) || err != nil {
 				return
 			}
@@ -36,34 +33,76 @@ func (b *Backend) List(ctx context.Context, role plugins.Role) iter.Seq2[plugins
 	}
 }
 
-func (b *Backend) listKeys(ctx context.Context, role plugins.Role) (prefix string, keys []string, cluster string, err error) {
+// leases returns the IDs of the leases under the role's path.
+func (b *Backend) leases(ctx context.Context, role plugins.Role) (ids []string, cluster string, err error) {
 	r, err := recipe.Parse(role)
 	if err != nil {
-		return "", nil, "", err
+		return nil, "", err
 	}
-	prefix, ok := r.Path()
 	if r.Kind != recipe.Lease {
-		return "", nil, "", fmt.Errorf("%w: %w", errors.ErrUnsupported, errNoLeases)
-	}
-	if !ok {
-		return "", nil, "", fmt.Errorf("%w: %w", errors.ErrUnsupported, errPatternedPath)
+		return nil, "", fmt.Errorf("%w: %w", errors.ErrUnsupported, errNoLeases)
 	}
 	health, err := login.Health(ctx, b.rest)
 	if err != nil {
-		return "", nil, "", err
+		return nil, "", err
 	}
-	cluster = health.ClusterID
-	reply, err := b.own(ctx, rest.Call{Method: "LIST", Path: "sys/leases/lookup/" + prefix})
+	paths, err := b.paths(ctx, "", r.Segments())
+	if err != nil {
+		return nil, "", err
+	}
+	for _, path := range paths {
+		names, err := b.listLeases(ctx, path)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, name := range names {
+			if !strings.HasSuffix(name, "/") { // a folder holds leases of another path
+				ids = append(ids, path+name)
+			}
+		}
+	}
+	return ids, health.ClusterID, nil
+}
+
+// paths returns the folders of leases below one that these segments lead to.
+func (b *Backend) paths(ctx context.Context, folder string, segments []recipe.Segment) ([]string, error) {
+	for i, s := range segments {
+		if !s.Open {
+			folder += s.Literal + "/"
+			continue
+		}
+		names, err := b.listLeases(ctx, folder)
+		if err != nil {
+			return nil, err
+		}
+		var out []string
+		for _, name := range names {
+			if name, isFolder := strings.CutSuffix(name, "/"); isFolder && s.Fits(name) {
+				below, err := b.paths(ctx, folder+name+"/", segments[i+1:])
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, below...)
+			}
+		}
+		return out, nil
+	}
+	return []string{folder}, nil
+}
+
+// listLeases returns what is in one folder: leases, and folders with a slash at their end.
+func (b *Backend) listLeases(ctx context.Context, folder string) (names []string, err error) {
+	reply, err := b.own(ctx, rest.Call{Method: "LIST", Path: "sys/leases/lookup/" + strings.TrimSuffix(folder, "/")})
 	if failed, ok := errors.AsType[*rest.Error](err); ok && failed.Status == http.StatusNotFound {
-		return prefix, nil, cluster, nil // none
+		return nil, nil // none
 	}
 	if err != nil {
-		return "", nil, "", err
+		return nil, err
 	}
-	if !reply.Decode("keys", &keys) {
-		return "", nil, "", fmt.Errorf("%w: the answer names no keys", plugins.ErrUnavailable)
+	if !reply.Decode("keys", &names) {
+		return nil, fmt.Errorf("%w: the answer names no keys", plugins.ErrUnavailable)
 	}
-	return prefix, keys, cluster, nil
+	return names, nil
 }
 
 func foundLease(cluster, lease string) (plugins.Found, error) {

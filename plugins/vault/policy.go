@@ -30,8 +30,8 @@ func PolicyText(cfg Config, roles []plugins.Role) (string, error) {
 			continue
 		}
 		globs[r.LeaseGlob()] = true
-		if path, ok := r.Path(); ok {
-			lists[path] = true
+		for _, folder := range r.Listings() {
+			lists[folder] = true
 		}
 	}
 	var out strings.Builder
@@ -46,7 +46,7 @@ func PolicyText(cfg Config, roles []plugins.Role) (string, error) {
 		out.WriteString("# What exists under each role, for reconciliation only.\n")
 	}
 	for _, path := range slices.Sorted(maps.Keys(lists)) {
-		fmt.Fprintf(&out, "path %s { capabilities = [\"list\", \"sudo\"] }\n", quote("sys/leases/lookup/"+path+"/"))
+		fmt.Fprintf(&out, "path %s { capabilities = [\"list\", \"sudo\"] }\n", quote("sys/leases/lookup/"+path))
 	}
 	return out.String(), nil
 }
@@ -135,8 +135,5 @@ func quote(s string) string {
 
 func printable(s string) string { return strings.Trim(quote(s), `"`) }
 
-// Why a role cannot be listed.
-var (
-	errPatternedPath = errors.New("a path with parameters cannot be listed")
-	errNoLeases      = errors.New("stored values have no leases")
-)
+// errNoLeases is why a role cannot be listed.
+var errNoLeases = errors.New("stored values have no leases")

@@ -2,6 +2,7 @@ package vault_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -54,6 +55,32 @@ path "sys/leases/lookup/ssh/creds/stint-otp/" { capabilities = ["list", "sudo"] 
 `
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestPolicyTextPatterned: what is listed of a path with parameters is its folders and the leases below them, and no more.
+func TestPolicyTextPatterned(t *testing.T) {
+	for path, want := range map[string][]string{
+		"db/creds/stint-{{ .params.a }}":           {"db/creds/", "db/creds/stint-*"},
+		"db/{{ .params.a }}/stint-x":               {"db/", "db/+/stint-x/"},
+		"db/{{ .params.a }}/stint-{{ .params.a }}": {"db/", "db/+/", "db/+/stint-*"},
+	} {
+		role := vaulttest.Role("r", map[string]any{"path": path, "policy": "stint-r"})
+		role.Parameters = []string{"a"}
+		text, err := vault.PolicyText(vault.Config{}, []plugins.Role{role})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, listing, _ := strings.Cut(text, "# What exists")
+		var got []string
+		for line := range strings.Lines(listing) {
+			if rest, ok := strings.CutPrefix(line, `path "sys/leases/lookup/`); ok {
+				got = append(got, strings.TrimSuffix(rest, `" { capabilities = ["list", "sudo"] }`+"\n"))
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", path, diff)
+		}
 	}
 }
 

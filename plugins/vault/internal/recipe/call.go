@@ -66,6 +66,44 @@ func (r *Recipe) Path() (string, bool) {
 	return path, err == nil
 }
 
+// Segment is one segment of a path: all of it, or what a parameter's value comes after.
+type Segment struct {
+	Literal string
+	Open    bool // a parameter follows
+}
+
+// Segments returns the segments of the path.
+func (r *Recipe) Segments() []Segment {
+	out := make([]Segment, len(r.segments))
+	for i, t := range r.segments {
+		out[i] = Segment{Literal: t.prefix(), Open: !t.constant()}
+	}
+	return out
+}
+
+// Fits reports whether a parameter's value can have made a name of this segment.
+func (s Segment) Fits(name string) bool {
+	value, ok := strings.CutPrefix(name, s.Literal)
+	return ok && badValue(value) == ""
+}
+
+// Listings returns the folders of leases, as patterns of a Vault policy, that have to be listed to find what the recipe
+// issued: one for each parameter, and that of the leases.
+func (r *Recipe) Listings() []string {
+	parts := strings.Split(r.Rule().Path, "/")
+	var out []string
+	for i, t := range r.segments {
+		if !t.constant() {
+			out = append(out, strings.Join(parts[:i], "/")+"/")
+		}
+	}
+	leases := strings.Join(parts, "/")
+	if !strings.HasSuffix(leases, "*") {
+		leases += "/"
+	}
+	return append(out, leases)
+}
+
 // LeaseGlob is the narrowest pattern of Vault that covers this role's leases and those of its neighbours that begin
 // with stint-: a role that was removed from the configuration still has leases to revoke.
 func (r *Recipe) LeaseGlob() string {
