@@ -26,7 +26,7 @@ func (c *comparison) byCRL(ctx context.Context, publisher plugins.Publisher) err
 	c.inv.Gaps = append(c.inv.Gaps, Gap{
 		Problem: "the CA does not list what it has signed; only revocations are compared", Permanent: true,
 	})
-	list, revoked, err := readCRL(ctx, publisher)
+	revoked, err := readCRL(ctx, publisher)
 	if err != nil {
 		c.gap("", err)
 		return nil
@@ -36,27 +36,60 @@ func (c *comparison) byCRL(ctx context.Context, publisher plugins.Publisher) err
 	if err != nil {
 		return err
 	}
+	var missing []lease.Lease
 	for _, l := range leases {
-		if err := c.certificate(ctx, l, list.ThisUpdate, revoked[l.ID]); err != nil {
-			return err
+		switch {
+		case l.State == lease.Active && revoked[l.ID]:
+			if err := c.gone(ctx, l, l.ID.String()); err != nil {
+				return err
+			}
+		case revoked[l.ID]:
+			c.inv.Matched++
+		case l.State == lease.Revoked && !ending(l):
+			missing = append(missing, l)
 		}
+	}
+	return c.unrevoked(ctx, publisher, missing)
+}
+
+// unrevoked judges leases that have ended by the ledger and were not on the CRL. They may have ended after that was read; what
+// is not on the one that is there now either was lost.
+func (c *comparison) unrevoked(ctx context.Context, publisher plugins.Publisher, leases []lease.Lease) error {
+	if len(leases) == 0 {
+		return nil
+	}
+	revoked, err := readCRL(ctx, publisher)
+	if err != nil {
+		c.gap("", err)
+		return nil
+	}
+	for _, l := range leases {
+		if revoked[l.ID] {
+			c.inv.Matched++
+			continue
+		}
+		c.inv.Findings = append(c.inv.Findings, Finding{
+			Kind: Ended, Role: l.Role, Key: l.ID.String(), PublicRef: l.PublicRef, IssuedAt: l.CreatedAt, NotAfter: l.NotAfter,
+			Lease: &l, handle: l.Handle,
+		})
 	}
 	return nil
 }
 
-func readCRL(ctx context.Context, publisher plugins.Publisher) (*x509.RevocationList, map[lease.ID]bool, error) {
+// readCRL returns the serials that are revoked.
+func readCRL(ctx context.Context, publisher plugins.Publisher) (map[lease.ID]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	der, err := publisher.CRL(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	list, err := x509.ParseRevocationList(der)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", errNoCRL, err)
+		return nil, fmt.Errorf("%w: %w", errNoCRL, err)
 	}
 	if list.NextUpdate.Before(time.Now()) {
-		return nil, nil, fmt.Errorf("%w since %s", errOldCRL, list.NextUpdate.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w since %s", errOldCRL, list.NextUpdate.UTC().Format(time.RFC3339))
 	}
 	revoked := map[lease.ID]bool{}
 	for _, entry := range list.RevokedCertificateEntries {
@@ -66,7 +99,7 @@ func readCRL(ctx context.Context, publisher plugins.Publisher) (*x509.Revocation
 			revoked[id] = true
 		}
 	}
-	return list, revoked, nil
+	return revoked, nil
 }
 
 // lookBack is how long ago at least a certificate may have been issued to be compared, also by a role that is gone.
@@ -90,20 +123,4 @@ func (c *comparison) certificates(ctx context.Context) ([]lease.Lease, error) {
 		})
 	})
 	return out, err
-}
-
-// certificate holds one lease against a CRL that was read before the lease was.
-func (c *comparison) certificate(ctx context.Context, l lease.Lease, made time.Time, onCRL bool) error {
-	switch {
-	case l.State == lease.Active && onCRL:
-		return c.gone(ctx, l, l.ID.String())
-	case onCRL:
-		c.inv.Matched++
-	case l.State == lease.Revoked && l.RevokedAt.Before(made) && !ending(l):
-		c.inv.Findings = append(c.inv.Findings, Finding{
-			Kind: Ended, Role: l.Role, Key: l.ID.String(), PublicRef: l.PublicRef, IssuedAt: l.CreatedAt, NotAfter: l.NotAfter,
-			Lease: &l, handle: l.Handle,
-		})
-	}
-	return nil
 }

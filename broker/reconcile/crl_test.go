@@ -157,12 +157,12 @@ func TestCRL(t *testing.T) {
 		backend.set(alive, true) // revoked at the CA, by somebody else
 		backend.set(over, false) // and this revocation is lost, as by a CA with an empty database
 		inv = f.compare(t, order)
-		want(t, inv, "ended_alive ", "gone ")
-		if inv.Findings[0].Lease.ID != over || inv.Findings[1].Lease.ID != alive {
+		want(t, inv, "gone ", "ended_alive ")
+		if inv.Findings[0].Lease.ID != alive || inv.Findings[1].Lease.ID != over {
 			t.Errorf("%+v", inv)
 		}
 		order.RevokeUnknown, order.Settle = true, true
-		want(t, f.compare(t, order), "ended_alive revoked", "gone settled")
+		want(t, f.compare(t, order), "gone settled", "ended_alive revoked")
 		pass(3 * time.Second)
 		want(t, f.compare(t, order))
 		if l := f.row(t, alive); l.State != lease.Revoked || l.Proof != plugins.OnCRL {

@@ -21,9 +21,9 @@ type lost struct {
 	ended map[string]certified // revoked before, by the lease
 }
 
-func newLost(t *testing.T) lost {
+func newLost(t *testing.T, validity time.Duration) lost {
 	t.Helper()
-	l := lost{ca: servertest.StartStepCA(t, servertest.StepCAOptions{CRLValidity: 9 * time.Second}), ended: map[string]certified{}}
+	l := lost{ca: servertest.StartStepCA(t, servertest.StepCAOptions{CRLValidity: validity}), ended: map[string]certified{}}
 	l.site = newSite(t, "", remoteCA(t, l.ca), catalog(limits{}, remoteRole))
 	l.d = l.start(t)
 	task := declare(t, l.agent(t, agentPath), 10*time.Minute, remoteRole)
@@ -62,7 +62,7 @@ func (l lost) accepted(t *testing.T, want bool) { //revive:disable-line:flag-par
 // served.
 func TestStepCALosesItsDatabase(t *testing.T) {
 	t.Parallel()
-	l := newLost(t)
+	l := newLost(t, 9*time.Second)
 	task := declare(t, l.agent(t, agentPath), 10*time.Minute, remoteRole)
 	cred := issue(t, task, remoteRole)
 	l.ca.RestartEmpty(t)
@@ -90,11 +90,12 @@ func again(t *testing.T, s *site) *agent.Task {
 // CRL. It compares with the ledger soon after its start, and revokes again what the CRL has lost, without being told to.
 func TestStepCAWasLostMeanwhile(t *testing.T) {
 	t.Parallel()
-	l := newLost(t)
+	l := newLost(t, time.Minute)
 	l.d.stop(t)
 	l.ca.RestartEmpty(t)
 	l.accepted(t, true)
-	l.start(t)
+	d := l.start(t)
+	d.says(t, "a backend held what should not be alive; it was ended")
 	l.endedAgain(t)
 	l.accepted(t, false)
 	if found := l.differences(t, &stintv1.ReconcileRequest{}); len(found) != 0 {
