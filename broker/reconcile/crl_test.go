@@ -123,8 +123,9 @@ func (c *ca) CRL(context.Context) ([]byte, error) {
 }
 
 // issue gets a certificate.
-func (f fixture) issue(t *testing.T, role string) lease.ID {
+func (f fixture) issue(t *testing.T) lease.ID {
 	t.Helper()
+	const role = "client-cert"
 	agent := f.As(t, "/agent/a")
 	task := agent.Declare(t, role)
 	res, err := agent.Credentials.IssueCredential(t.Context(), &stintv1.IssueCredentialRequest{
@@ -143,7 +144,7 @@ func TestCRL(t *testing.T) {
 		backend := newCA(t)
 		f := fresh(t, 0, map[string]plugins.Backend{"ca/a": backend, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
 		order := reconcile.Order{Backend: "ca/a"}
-		alive, over := f.issue(t, "client-cert"), f.issue(t, "client-cert")
+		alive, over := f.issue(t), f.issue(t)
 		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
 			t.Fatal(err)
 		}
@@ -177,7 +178,7 @@ func TestCRLGaps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		backend := newCA(t)
 		f := fresh(t, 0, map[string]plugins.Backend{"ca/a": backend, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
-		over := f.issue(t, "client-cert")
+		over := f.issue(t)
 		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
 			t.Fatal(err)
 		}

@@ -271,7 +271,7 @@ func TestRunEndsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t)
 		f := fresh(t, time.Hour, map[string]plugins.Backend{"ca/a": ca, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
-		over := f.issue(t, "client-cert")
+		over := f.issue(t)
 		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
 			t.Fatal(err)
 		}

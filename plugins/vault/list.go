@@ -76,8 +76,8 @@ func (b *Backend) paths(ctx context.Context, folder string, segments []recipe.Se
 			return nil, err
 		}
 		var out []string
-		for _, name := range names {
-			if name, isFolder := strings.CutSuffix(name, "/"); isFolder && s.Fits(name) {
+		for _, key := range names {
+			if name, isFolder := strings.CutSuffix(key, "/"); isFolder && s.Fits(name) {
 				below, err := b.paths(ctx, folder+name+"/", segments[i+1:])
 				if err != nil {
 					return nil, err
