@@ -269,7 +269,7 @@ func TestRunComparesAccounts(t *testing.T) {
 		done := make(chan error)
 		ctx, cancel := contextOf(t)
 		go func() { done <- f.rec.Run(ctx) }()
-		pass(90 * time.Second)
+		pass(30 * time.Second)
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
