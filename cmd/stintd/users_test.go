@@ -34,7 +34,7 @@ func usersOf(t *testing.T, pg *servertest.Postgres) string {
 
 // TestReconcileDatabaseUsers: the daemon lists the users of a database by itself, and tells those of its leases from one that
 // somebody else made, one that is left over, and one that somebody dropped. A database that is down is no reason to call
-// anything gone.
+// anything gone. Whom Vault has forgotten it names, with the lease that has ended by the record.
 func TestReconcileDatabaseUsers(t *testing.T) {
 	t.Parallel()
 	pg := servertest.StartPostgres(t)
@@ -42,7 +42,7 @@ func TestReconcileDatabaseUsers(t *testing.T) {
 	s := newSite(t, "", vaultBackend(f.Server, appRoleAuth(t, f), usersOf(t, pg))+"reconcile { every = \"1s\" }\n", catalog(limits{}, dbRole))
 	d := s.start(t)
 	task := declare(t, s.agent(t, agentPath), 10*time.Minute, dbRole)
-	issue(t, task, dbRole)
+	kept := issue(t, task, dbRole).Lease
 	dropped := issue(t, task, dbRole).Lease
 	admin := s.admin(t).Admin()
 	inv := usersInventory(t, admin)
@@ -62,7 +62,19 @@ func TestReconcileDatabaseUsers(t *testing.T) {
 		t.Errorf("found %q, want %q: %v", got, want, inv)
 	}
 
-	// by the periodic run
+	toldOfUsers(t, s, d)
+	pg.Stop(t)
+	inv = usersInventory(t, admin)
+	if len(inv.GetDifferences()) != 0 || len(inv.GetGaps()) != 1 || inv.GetGaps()[0].GetPermanent() {
+		t.Errorf("with the database down: %v", inv)
+	}
+
+	forgetUsers(t, f, pg, admin, kept)
+}
+
+// toldOfUsers expects what the periodic run has found in the log, the records and the metrics.
+func toldOfUsers(t *testing.T, s *site, d *daemon) {
+	t.Helper()
 	d.says(t, `"backend":"vault/main/orders","held":3,"unknown":1`)
 	s.record(t, `1 unknown, 0 alive after their end, 1 gone, 1 dead and still there`)
 	eventually(t, 20*time.Second, func() error {
@@ -74,12 +86,28 @@ func TestReconcileDatabaseUsers(t *testing.T) {
 		}
 		return nil
 	})
+}
 
-	pg.Stop(t)
-	inv = usersInventory(t, admin)
-	if len(inv.GetDifferences()) != 0 || len(inv.GetGaps()) != 1 || inv.GetGaps()[0].GetPermanent() {
-		t.Errorf("with the database down: %v", inv)
+// forgetUsers lets Vault drop its leases by force while the database is down, and with them what it knows of a user who lives
+// on. Once the lease has ended by the record, the user is named.
+func forgetUsers(t *testing.T, f *vaulttest.Fixture, pg *servertest.Postgres, admin stintv1.AdminServiceClient, kept *stintv1.Lease) {
+	t.Helper()
+	if err := f.Root.Sys().RevokeForceWithContext(t.Context(), "database/creds/stint-orders-ro"); err != nil {
+		t.Fatal(err)
 	}
+	pg.Restart(t)
+	if _, err := admin.Reconcile(t.Context(), &stintv1.ReconcileRequest{Backend: "vault/main", Settle: true}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		for _, one := range usersInventory(t, admin).GetDifferences() {
+			if one.GetKind() == stintv1.DifferenceKind_DIFFERENCE_KIND_ENDED_ALIVE && one.GetPublicRef() == kept.GetPublicRef() &&
+				one.GetLease().GetName() == kept.GetName() {
+				return nil
+			}
+		}
+		return errNotYet
+	})
 }
 
 // usersInventory compares, and returns the inventory of the database.
