@@ -97,12 +97,19 @@ func (x *Restore) count(r ledger.Reader) error {
 	}
 	now := time.Now()
 	due, err := r.DueTasks(now, math.MaxInt32)
-	for _, t := range due {
+	if err != nil {
+		return err
+	}
+	for _, id := range due {
+		t, err := r.Task(id)
+		if err != nil {
+			return err
+		}
 		if !now.Before(t.NotAfter) {
 			x.OverdueTasks++
 		}
 	}
-	return err
+	return nil
 }
 
 // ConfirmRestore lets a held ledger go on. The size is that of the log which the caller has seen.

@@ -83,8 +83,9 @@ type LeaseFilter struct {
 
 // Queue is the database as the timer of everything that has to happen.
 type Queue interface {
-	// DueTasks returns ACTIVE tasks with NextAt at or before now, earliest first.
-	DueTasks(now time.Time, limit int) ([]task.Task, error)
+	// DueTasks returns the ACTIVE tasks with NextAt at or before now that are not in except, earliest first. It reads no more of
+	// them, so that one that is damaged hides no other.
+	DueTasks(now time.Time, limit int, except ...task.ID) ([]task.ID, error)
 	// DueLeases returns non-final leases of a lane with NextAt at or before now and no claim that holds, earliest
 	// first, and none of the tasks in except. Whoever works on them claims them first with UpdateLease.
 	DueLeases(lane string, now time.Time, limit int, except ...task.ID) ([]lease.Lease, error)

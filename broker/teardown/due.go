@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
@@ -12,23 +14,26 @@ import (
 
 // closeDue closes tasks that have expired or whose agent is gone, and looks again later at the others.
 func (l *Loop) closeDue(ctx context.Context, now time.Time) error {
-	var due []task.Task
+	var due []task.ID
 	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
-		due, err = r.DueTasks(now, taskBatch)
+		due, err = r.DueTasks(now, taskBatch, l.unread...)
 		return err
 	})
 	if err != nil || len(due) == 0 {
 		return err
 	}
 	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
-		for _, t := range due {
-			if cause := l.visit(tx, t.ID, now); cause != nil {
+		for _, id := range due {
+			if cause := l.visit(tx, id, now); cause != nil {
 				return cause
 			}
 		}
 		return nil
 	})
+	if errors.Is(err, ledger.ErrDamaged) {
+		err = l.closeEach(ctx, due, now)
+	}
 	failpoint.Hit("teardown.due")
 	if len(due) == taskBatch {
 		select {
@@ -37,6 +42,23 @@ func (l *Loop) closeDue(ctx context.Context, now time.Time) error {
 		}
 	}
 	return err
+}
+
+// closeEach is closeDue one by one: what cannot be read of one task, or of its leases, holds up no other. Its leases end by their
+// own ends.
+func (l *Loop) closeEach(ctx context.Context, due []task.ID, now time.Time) error {
+	var failed error
+	for _, id := range due {
+		_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error { return l.visit(tx, id, now) })
+		if errors.Is(err, ledger.ErrDamaged) {
+			l.unread = append(l.unread, id)
+			l.cfg.Logger.Error("a task that is due cannot be read, and is not closed; restore the ledger",
+				zap.Stringer("task", id), zap.Error(err))
+			continue
+		}
+		failed = errors.Join(failed, err)
+	}
+	return failed
 }
 
 // visit closes one due task, or says when it is due again.

@@ -47,19 +47,27 @@ type yard struct {
 	store    *failing
 }
 
-// failing is the store, which can be made to begin nothing, or to be damaged where the leases of a lane are.
+// failing is the store, which can be made to begin nothing, or to be damaged where the leases of a lane or a task are.
 type failing struct {
 	*sqlite.Store
 
 	yes     atomic.Bool
 	damaged atomic.Value // the lane
+	unread  atomic.Value // the task
 }
 
-// damagedTx is a transaction that cannot read the leases of a lane.
+// damagedTx is a transaction that cannot read the leases of a lane, or a task.
 type damagedTx struct {
 	ledger.StoreTx
 
-	lane any
+	lane, task any
+}
+
+func (d damagedTx) Task(id task.ID) (task.Task, error) {
+	if id == d.task {
+		return task.Task{}, fmt.Errorf("%w: %w", ledger.ErrUnavailable, ledger.ErrDamaged)
+	}
+	return d.StoreTx.Task(id)
 }
 
 func (d damagedTx) DueLeases(lane string, now time.Time, limit int, except ...task.ID) ([]lease.Lease, error) {
@@ -74,7 +82,7 @@ func (f *failing) Begin(ctx context.Context) (ledger.StoreTx, error) {
 		return nil, ledger.ErrUnavailable
 	}
 	tx, err := f.Store.Begin(ctx)
-	return damagedTx{StoreTx: tx, lane: f.damaged.Load()}, err
+	return damagedTx{StoreTx: tx, lane: f.damaged.Load(), task: f.unread.Load()}, err
 }
 
 func newYard(tb testing.TB) *yard {

@@ -197,6 +197,35 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
+// TestDamagedTask: a task that is due and cannot be read keeps no other from being closed, and is told once.
+func TestDamagedTask(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		unread := y.task(func(t *task.Task) { t.NotAfter, t.NextAt = t.CreatedAt.Add(time.Minute), t.CreatedAt.Add(time.Minute) })
+		other := y.task(func(t *task.Task) {
+			t.NotAfter, t.NextAt = t.CreatedAt.Add(2*time.Minute), t.CreatedAt.Add(2*time.Minute)
+		})
+		held := y.lease(other, "memory/a")
+		y.store.unread.Store(unread.ID)
+		y.run()
+		y.until(3*time.Minute, y.final(held.ID))
+		pass(time.Minute)
+		y.store.unread.Store(task.ID{})
+		if now := y.readTask(unread.ID); now.State != task.Active {
+			t.Errorf("what cannot be read is %s", now.State)
+		}
+		if now := y.readTask(other.ID); now.State != task.Closed || now.CloseReason != task.Expired {
+			t.Errorf("the other is %s (%s)", now.State, now.CloseReason)
+		}
+		if !errors.Is(y.ledger.Damaged(), ledger.ErrDamaged) {
+			t.Errorf("the ledger says of itself: %v", y.ledger.Damaged())
+		}
+		if n := y.logs.FilterMessageSnippet("cannot be read").Len(); n != 1 {
+			t.Errorf("it is told %d times", n)
+		}
+	})
+}
+
 // TestDamagedLane: what cannot be read of one lane holds up no other, and is told as what it is.
 func TestDamagedLane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

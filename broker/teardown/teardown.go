@@ -74,7 +74,9 @@ type Loop struct {
 	more chan struct{}    // there was more to do than one pass does
 	done chan outcome     // of workers
 	lane map[string]*lane // by name; touched by Run's goroutine only
-	held atomic.Int64     // how many lanes are held
+	// unread are due tasks that cannot be read; touched by Run's goroutine only.
+	unread []task.ID
+	held   atomic.Int64 // how many lanes are held
 
 	started time.Time
 	clock   clock        // touched by Run's goroutine only
@@ -177,7 +179,7 @@ func (l *Loop) pass(ctx context.Context, workers *errgroup.Group) (time.Duration
 		return err
 	})
 	failed = errors.Join(failed, err)
-	waiting := false
+	waiting := len(l.unread) > 0
 	for _, name := range lanes {
 		failed = errors.Join(failed, l.startLane(ctx, name, now, workers))
 		waiting = waiting || l.lane[name].free(now) == 0

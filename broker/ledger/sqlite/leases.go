@@ -166,16 +166,22 @@ func (r *rows) DueLeases(lane string, now time.Time, limit int, except ...task.I
 	if len(except) == 0 {
 		return r.leases(due+"ORDER BY due LIMIT ?", []any{lane, nanos(now), limit})
 	}
-	ids := make([]string, len(except))
-	for i, id := range except {
-		ids[i] = hex.EncodeToString(id[:])
-	}
-	list, err := json.Marshal(ids)
+	list, err := hexList(except)
 	if err != nil {
 		return nil, err
 	}
 	return r.leases(due+"AND lower(hex(task)) NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?",
-		[]any{lane, nanos(now), string(list), limit})
+		[]any{lane, nanos(now), list, limit})
+}
+
+// hexList is a list of tasks as json_each reads it.
+func hexList(tasks []task.ID) (string, error) {
+	ids := make([]string, len(tasks))
+	for i, id := range tasks {
+		ids[i] = hex.EncodeToString(id[:])
+	}
+	list, err := json.Marshal(ids)
+	return string(list), err
 }
 
 // LiveLeases counts an agent's leases that are not final.

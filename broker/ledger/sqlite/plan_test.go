@@ -77,6 +77,7 @@ func everyQuery(r ledger.Reader) {
 	_, _ = r.ListLeases(ledger.LeaseFilter{Agent: "x", States: []lease.State{lease.Active}, Limit: 1})
 	_, _ = r.ListLeases(ledger.LeaseFilter{Stuck: true, Limit: 1})
 	_, _ = r.DueTasks(time.Now(), 1)
+	_, _ = r.DueTasks(time.Now(), 1, id)
 	_, _ = r.DueLeases("x", time.Now(), 1)
 	_, _ = r.DueLeases("x", time.Now(), 1, id)
 	_, _ = r.DueLanes(time.Now())

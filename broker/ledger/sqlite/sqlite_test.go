@@ -360,7 +360,7 @@ func TestFarTimes(t *testing.T) {
 	}
 	err := l.View(t.Context(), func(r ledger.Reader) error {
 		due, err := r.DueTasks(time.Now(), 10)
-		if len(due) != 1 || due[0].ID != old.ID {
+		if len(due) != 1 || due[0] != old.ID {
 			t.Errorf("due: %v", due)
 		}
 		return err

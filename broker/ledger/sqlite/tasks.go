@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
 )
@@ -103,9 +105,34 @@ func (r *rows) ListTasks(f ledger.TaskFilter) ([]task.Task, error) {
 	return r.tasks(l.query())
 }
 
-// DueTasks returns ACTIVE tasks with NextAt at or before now, earliest first.
-func (r *rows) DueTasks(now time.Time, limit int) ([]task.Task, error) {
-	return r.tasks("SELECT id, body FROM tasks WHERE due IS NOT NULL AND due <= ? ORDER BY due LIMIT ?", []any{nanos(now), limit})
+// DueTasks returns the ACTIVE tasks with NextAt at or before now that are not in except, earliest first.
+func (r *rows) DueTasks(now time.Time, limit int, except ...task.ID) ([]task.ID, error) {
+	const due = "SELECT id FROM tasks WHERE due IS NOT NULL AND due <= ? "
+	if len(except) == 0 {
+		return r.taskIDs(due+"ORDER BY due LIMIT ?", []any{nanos(now), limit})
+	}
+	list, err := hexList(except)
+	if err != nil {
+		return nil, err
+	}
+	return r.taskIDs(due+"AND lower(hex(id)) NOT IN (SELECT value FROM json_each(?)) ORDER BY due LIMIT ?", []any{nanos(now), list, limit})
+}
+
+func (r *rows) taskIDs(query string, args []any) ([]task.ID, error) {
+	var out []task.ID
+	err := r.s.each(query, args, func(scan func(...any) error) error {
+		var raw []byte
+		if err := scan(&raw); err != nil {
+			return err
+		}
+		id, err := uuid.FromBytes(raw)
+		if err != nil {
+			return damaged(err)
+		}
+		out = append(out, task.ID(id))
+		return nil
+	})
+	return out, err
 }
 
 // LiveTasks counts an agent's tasks that are not CLOSED.
