@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 //	suspend           suspends the agent, which closes its tasks
 //	hold, release     keep tasks CLOSING, and let them close
 //	stray USER        makes a credential at the backend that the broker has not issued
+//	recycle           ends the next stream of records after its first
 //	await-task STATE  waits until the newest task is in a state
 //	await-file FILE [TEXT]  waits until a file exists and holds a text
 //	await-calls METHOD N  waits until a method was called so often
@@ -58,6 +59,7 @@ func TestScripts(t *testing.T) {
 					"stray-user": func(_ *testscript.TestScript, _ bool, args []string) { b.StrayUser(args[0]) },
 					"restored":   func(*testscript.TestScript, bool, []string) { b.HoldLedger() },
 					"hold":       func(*testscript.TestScript, bool, []string) { b.HoldTeardown() },
+					"recycle":    func(*testscript.TestScript, bool, []string) { b.RecycleStream() },
 					"release":    func(*testscript.TestScript, bool, []string) { b.ReleaseTeardown() },
 					"await-task": func(ts *testscript.TestScript, _ bool, args []string) { awaitTask(ts, b, args) },
 					"await-file": awaitFile,

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -179,9 +181,16 @@ func (l *log) from(start int64) []*stintv1.AuditRecord {
 }
 
 func (s *auditService) StreamRecords(req *stintv1.StreamRecordsRequest, stream grpc.ServerStreamingServer[stintv1.AuditRecord]) error {
+	s.b.mu.Lock()
+	recycle := s.b.recycle
+	s.b.recycle = false
+	s.b.mu.Unlock()
 	for _, record := range s.b.log.from(req.GetStart()) {
 		if err := stream.Send(record); err != nil {
 			return err
+		}
+		if recycle {
+			return status.Error(codes.Unavailable, "the connection is recycled")
 		}
 	}
 	return nil

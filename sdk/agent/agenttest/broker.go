@@ -68,6 +68,7 @@ type Broker struct {
 	receipt                []byte
 	faults                 []error // handed out first, by calls that have a request ID
 	calls                  map[string]int
+	recycle                bool // the next stream of records ends after its first
 }
 
 // Start runs a broker until the test ends.
@@ -155,6 +156,13 @@ func (b *Broker) Fail(errs ...error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.faults = append(b.faults, errs...)
+}
+
+// RecycleStream ends the next stream of records after its first, as a connection does that has become too old.
+func (b *Broker) RecycleStream() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.recycle = true
 }
 
 // SetReceipt makes the broker answer with this document to whoever asks for the receipt of a task.

@@ -58,7 +58,7 @@ func (a *app) auditList() *cobra.Command {
 		Use: "list", Short: "List records, for auditors", Args: cobra.NoArgs,
 		RunE: a.with(func(ctx context.Context, s session, _ []string) error {
 			if follow {
-				return s.streamRecords(ctx, start)
+				return a.acrossReconnects(ctx, func() error { return s.streamRecords(ctx, &start) })
 			}
 			req := &stintv1.ListRecordsRequest{Start: start, PageSize: limit}
 			if task != "" {
@@ -97,15 +97,16 @@ func (a *app) auditList() *cobra.Command {
 	return cmd
 }
 
-func (s session) streamRecords(ctx context.Context, start int64) error {
-	stream, err := s.Audit().StreamRecords(ctx, &stintv1.StreamRecordsRequest{Start: start})
+// streamRecords writes records as they come, from an index on, which it moves on with each.
+func (s session) streamRecords(ctx context.Context, next *int64) error {
+	stream, err := s.Audit().StreamRecords(ctx, &stintv1.StreamRecordsRequest{Start: *next})
 	if err != nil {
 		return err
 	}
 	for {
 		record, err := stream.Recv()
-		if errors.Is(err, io.EOF) || ctx.Err() != nil {
-			return nil //nolint:nilerr // an interrupt ends following, and is no failure
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
 		if err != nil {
 			return err
@@ -113,6 +114,7 @@ func (s session) streamRecords(ctx context.Context, start int64) error {
 		if err := render.WriteLine(s.app.stdout, newRecord(record)); err != nil {
 			return err
 		}
+		*next = record.GetIndex() + 1
 	}
 }
 

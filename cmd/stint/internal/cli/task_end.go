@@ -220,22 +220,27 @@ func (a *app) taskWatch() *cobra.Command {
 	return &cobra.Command{
 		Use: "watch TASK", Short: "Follow a task until it is closed, and keep it alive meanwhile", Args: cobra.ExactArgs(1),
 		RunE: a.with(func(ctx context.Context, s session, args []string) error {
-			for {
-				err := s.follow(ctx, taskName(args[0]))
-				if err == nil || ctx.Err() != nil {
-					return nil //nolint:nilerr // an interrupt ends watching, and is no failure
-				}
-				if exitCode(err) != codeUnavailable {
-					return err
-				}
-				a.sayf("note:   %v; trying again", err)
-				select {
-				case <-ctx.Done():
-					return nil
-				case <-time.After(rewatch):
-				}
-			}
+			return a.acrossReconnects(ctx, func() error { return s.follow(ctx, taskName(args[0])) })
 		}),
+	}
+}
+
+// acrossReconnects follows a stream until it ends, or ctx is done, or an error says that trying again is no help.
+func (a *app) acrossReconnects(ctx context.Context, follow func() error) error {
+	for {
+		err := follow()
+		if err == nil || ctx.Err() != nil {
+			return nil //nolint:nilerr // an interrupt ends following, and is no failure
+		}
+		if exitCode(err) != codeUnavailable {
+			return err
+		}
+		a.sayf("note:   %v; trying again", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(rewatch):
+		}
 	}
 }
 
