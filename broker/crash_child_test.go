@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,7 +19,15 @@ import (
 	"github.com/stint-dev/stint/plugins/plugintest"
 )
 
-// TestCrashChild is the process that TestCrash kills. It goes through every step there is, and prints what it handed out.
+// child is the process that is killed.
+type child struct {
+	*house
+
+	held *remote      // memory/horizon
+	kept *remoteVault // memory/vault
+}
+
+// TestCrashChild is the process that TestCrash kills. It goes through one story, and prints what it handed out.
 func TestCrashChild(t *testing.T) {
 	dir := os.Getenv(crashDir)
 	if dir == "" {
@@ -26,75 +35,93 @@ func TestCrashChild(t *testing.T) {
 	}
 	client := dial(t, os.Getenv(crashAddr))
 	memory := plugintest.NewMemory(plugintest.MemoryConfig{Horizon: horizon})
-	held := &remote{Memory: memory, client: client}
-	vault := &remoteVault{remote: &remote{Memory: memory, client: client, vault: true}}
-	h := &house{tb: t, dir: dir, kind: os.Getenv(crashKind), meter: newMeter(), plain: plugintest.NewMemory(plugintest.MemoryConfig{})}
-	h.backends = map[string]plugins.Backend{"memory/plain": h.plain, "memory/horizon": held, "memory/vault": vault}
+	c := &child{
+		held: &remote{Memory: memory, client: client},
+		kept: &remoteVault{remote: &remote{Memory: memory, client: client, vault: true}},
+		house: &house{
+			tb: t, dir: dir, kind: os.Getenv(crashKind), meter: newMeter(), plain: plugintest.NewMemory(plugintest.MemoryConfig{}),
+		},
+	}
+	c.backends = map[string]plugins.Backend{"memory/plain": c.plain, "memory/horizon": c.held, "memory/vault": c.kept}
 	var err error
-	if h.key, err = audit.LoadKey(filepath.Join(dir, "key")); err != nil {
+	if c.key, err = audit.LoadKey(filepath.Join(dir, "key")); err != nil {
 		t.Fatal(err)
 	}
-	h.start()
-	h.apply(roles + "---" + profile)
-	h.startLoop()
+	c.start()
+	c.apply(roles + fading + "---" + strings.Replace(profile, "{name: static}", "{name: static}, {name: fading}", 1))
+	c.startLoop()
+	story := map[string]func(*testing.T){
+		storyMain: c.main, storySuspension: c.suspension, storyAbandoned: c.abandonment, storyEnds: c.ends, storyInventory: c.inventory,
+	}[os.Getenv(crashStory)]
+	story(t)
+	c.endLoop()
+	c.stop()
+}
 
+// main goes through every step of declaring, issuing and ending.
+func (c *child) main(t *testing.T) {
+	t.Helper()
 	for _, role := range []string{"vault", "horizon", "plain"} {
-		work := h.declare(role)
-		h.handOut(t, work, role)
-		h.complete(work)
+		work := c.declare(role)
+		c.handOut(t, work, role)
+		c.complete(work)
 	}
 	// An answer that is lost, one that comes when the task has ended, and a task that ends before there is an intent.
-	work := h.declare("vault", "horizon", "plain")
-	vault.after = func() error { return plugins.ErrUnavailable }
-	if _, err = h.try(work, "vault"); err == nil {
+	work := c.declare("vault", "horizon", "plain")
+	c.kept.after = func() error { return plugins.ErrUnavailable }
+	if _, err := c.try(work, "vault"); err == nil {
 		t.Fatal("issued without an answer")
 	}
-	vault.after = nil
-	h.handOut(t, work, "horizon")
-	l := h.handOut(t, work, "vault")
-	h.revoke(t, l)
-	held.after = func() error { return h.closeNow(work) }
-	if _, err = h.try(work, "horizon"); err == nil {
+	c.kept.after = nil
+	c.handOut(t, work, "horizon")
+	l := c.handOut(t, work, "vault")
+	c.revoke(t, l)
+	c.held.after = func() error { return c.closeNow(work) }
+	if _, err := c.try(work, "horizon"); err == nil {
 		t.Fatal("issued for a task that ended")
 	}
-	held.after = nil
-	work = h.declare("vault", "horizon")
-	h.handOut(t, work, "horizon")
-	vault.prepared = func() error { return h.closeNow(work) }
-	if _, err = h.try(work, "vault"); err == nil {
+	c.held.after = nil
+	work = c.declare("vault", "horizon")
+	c.handOut(t, work, "horizon")
+	c.kept.prepared = func() error { return c.closeNow(work) }
+	if _, err := c.try(work, "vault"); err == nil {
 		t.Fatal("issued for a task that ended")
 	}
-	vault.prepared = nil
-	h.handOut(t, h.declare("vault"), "vault")
+	c.kept.prepared = nil
+	c.handOut(t, c.declare("vault"), "vault")
 	everything := broker.StopOrder{Target: stop.Target{Kind: stop.Backend, Name: "memory/vault"}}
-	if err = h.broker.StopAll(t.Context(), operator(), everything, func(broker.Stopping) error { return nil }); err != nil {
+	if err := c.broker.StopAll(t.Context(), operator(), everything, func(broker.Stopping) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	// A role that is removed, and a task that expires.
 	d := declaration(newID(t), "vault")
 	d.TTL = time.Second
-	if _, err = h.broker.Declare(t.Context(), agent("b"), d); err != nil {
+	if _, err := c.broker.Declare(t.Context(), agent("b"), d); err != nil {
 		t.Fatal(err)
 	}
-	work = h.declare("horizon")
-	h.handOut(t, work, "horizon")
-	h.withoutRole("horizon")
-	h.until(10*time.Second, func() bool {
-		all, err := h.broker.Tasks(t.Context(), agent("b"), anyTask())
+	work = c.declare("horizon")
+	c.handOut(t, work, "horizon")
+	c.withoutRole("horizon")
+	c.until(10*time.Second, func() bool {
+		all, err := c.broker.Tasks(t.Context(), agent("b"), anyTask())
 		return err == nil && len(all) == 1 && all[0].State == task.Closed
 	})
-	h.endLoop()
-	h.stop()
 }
 
 // handOut issues a credential and says so to the parent, as an answer does to a client.
 func (h *house) handOut(t *testing.T, work task.Task, role string) broker.Issued {
 	t.Helper()
 	out := h.issue(work, role)
-	if _, err := fmt.Fprintf(os.Stdout, "acked %s\n", out.Lease.ID); err != nil {
+	tell(t, "acked", out.Lease.ID.String())
+	return out
+}
+
+// tell tells the parent.
+func tell(t *testing.T, word, rest string) {
+	t.Helper()
+	if _, err := fmt.Fprintf(os.Stdout, "%s %s\n", word, rest); err != nil {
 		t.Fatal(err)
 	}
-	return out
 }
 
 func (h *house) revoke(t *testing.T, out broker.Issued) {

@@ -19,6 +19,13 @@ type inventory struct {
 	vault   *plugintest.Preparing
 }
 
+// Calls that no fault is injected into.
+const (
+	opList plugintest.Op = "list"
+	opFind plugintest.Op = "find"
+	opDrop plugintest.Op = "drop" // not of the contract: the backend ends a credential by itself
+)
+
 // Ask is a call of a backend, over the wire.
 type Ask struct {
 	Vault    bool
@@ -41,13 +48,18 @@ type Answer struct {
 	Chain, Bundle [][]byte
 	PublicRef     string
 	Ending        plugins.Ending
+	Found         []plugins.Found
 }
 
 // Call carries a call out.
 func (i *inventory) Call(ask Ask, answer *Answer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	var backend plugins.Backend = i.horizon
+	var backend interface {
+		plugins.Backend
+		plugins.Lister
+		Drop(id plugins.LeaseID)
+	} = i.horizon
 	if ask.Vault {
 		backend = i.vault
 	}
@@ -67,6 +79,21 @@ func (i *inventory) Call(ask Ask, answer *Answer) error {
 		var err error
 		answer.Ending, err = backend.Revoke(ctx, ask.Held)
 		return err
+	case opList:
+		for found, err := range backend.List(ctx, ask.Role) {
+			if err != nil {
+				return err
+			}
+			answer.Found = append(answer.Found, found)
+		}
+		return nil
+	case opFind:
+		found, err := backend.Find(ctx, ask.Handle)
+		answer.Found = []plugins.Found{found}
+		return err
+	case opDrop:
+		backend.Drop(ask.Lease)
+		return nil
 	}
 	return fmt.Errorf("no call %q", ask.Op)
 }

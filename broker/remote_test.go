@@ -5,6 +5,7 @@ package broker_test
 import (
 	"context"
 	"fmt"
+	"iter"
 	"net"
 	"net/rpc"
 	"strings"
@@ -44,6 +45,8 @@ func (r *remote) call(ask Ask) (Answer, error) {
 		return answer, nil
 	case strings.Contains(err.Error(), plugins.ErrNotIssued.Error()):
 		return answer, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
+	case strings.Contains(err.Error(), plugins.ErrGone.Error()):
+		return answer, fmt.Errorf("%w: %w", plugins.ErrGone, err)
 	default:
 		return answer, fmt.Errorf("%w: %w", plugins.ErrUnavailable, err)
 	}
@@ -69,6 +72,30 @@ func (r *remote) Issue(_ context.Context, req plugins.Request) (plugins.Credenti
 func (r *remote) Revoke(_ context.Context, held plugins.Held) (plugins.Ending, error) {
 	a, err := r.call(Ask{Op: plugintest.OpRevoke, Held: held})
 	return a.Ending, err
+}
+
+// List yields what the inventory holds.
+func (r *remote) List(_ context.Context, role plugins.Role) iter.Seq2[plugins.Found, error] {
+	return func(yield func(plugins.Found, error) bool) {
+		a, err := r.call(Ask{Op: opList, Role: role})
+		if err != nil {
+			yield(plugins.Found{}, err)
+		}
+		for _, f := range a.Found {
+			if !yield(f, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Find asks the inventory for what a handle names.
+func (r *remote) Find(_ context.Context, h plugins.Handle) (plugins.Found, error) {
+	a, err := r.call(Ask{Op: opFind, Handle: h})
+	if err != nil {
+		return plugins.Found{}, err
+	}
+	return a.Found[0], nil
 }
 
 // remoteVault is a remote that prepares.

@@ -180,6 +180,7 @@ func (b *Broker) firstPage(ctx context.Context, c Caller, o StopOrder, out *chos
 		return err
 	})
 	if o.Suspend {
+		failpoint.Hit("stop.suspended")
 		err = b.settled(ctx, agent, err)
 		out.last.Agent = &agent
 	}
@@ -275,6 +276,7 @@ func (b *Broker) finishSuspensions(ctx context.Context) {
 			if _, more, err = b.endPage(ctx, Caller{}, o, s, nil); err != nil {
 				b.log.Error("tasks of a suspended agent not closed; they are tried again", zap.String("agent", id), zap.Error(err))
 			}
+			failpoint.Hit("suspension.page")
 		}
 	}
 }

@@ -8,7 +8,9 @@ func Steps() []string {
 		"declare.committed",
 		"issue.prepared", "issue.intent", "issue.issued", "issue.active",
 		"issue.dropped", "issue.failed", "issue.discarded",
-		"revoke.asked", "role.removed", "stop.page", "stop.chosen", "close.committed",
+		"revoke.asked", "role.removed", "close.committed",
+		"stop.suspended", "stop.page", "stop.chosen", "suspension.page",
 		"teardown.due", "teardown.claimed", "teardown.revoked", "teardown.settled",
+		"inventory.settled", "stray.recorded", "stray.revoked", "stray.ended",
 	}
 }

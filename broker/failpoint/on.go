@@ -3,6 +3,7 @@
 package failpoint
 
 import (
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -14,9 +15,13 @@ import (
 var hits atomic.Int64
 
 // Hit ends the process with SIGKILL, or freezes it with SIGSTOP, when STINT_FAILPOINT names the step: "issue.intent",
-// "issue.intent:kill", "teardown.revoked:stop", and with a third part only at the nth hit: "issue.intent:kill:5".
+// "issue.intent:kill", "teardown.revoked:stop", and with a third part only at the nth hit: "issue.intent:kill:5". With
+// "print" it prints a line "hit issue.intent" at each step.
 func Hit(step string) {
 	name, rest, _ := strings.Cut(os.Getenv("STINT_FAILPOINT"), ":")
+	if name == "print" {
+		_, _ = fmt.Fprintf(os.Stdout, "hit %s\n", step) // who reads it counts
+	}
 	if name != step {
 		return
 	}

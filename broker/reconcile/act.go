@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/plugins"
@@ -49,6 +50,7 @@ func (r *Reconciler) settle(ctx context.Context, f *Finding, o Order) error {
 		}
 		return tx.UpdateLease(next, from)
 	})
+	failpoint.Hit("inventory.settled")
 	if err == nil {
 		f.Outcome = Settled
 	}
@@ -61,7 +63,9 @@ func (c *comparison) revoke(ctx context.Context, f *Finding, o Order) error {
 	if err := c.append(ctx, rec); err != nil {
 		return err
 	}
+	failpoint.Hit("stray.recorded")
 	end, err := c.end(ctx, f)
+	failpoint.Hit("stray.revoked")
 	switch {
 	case err != nil:
 		f.Outcome, f.Problem = Failed, problem(err)
@@ -81,7 +85,9 @@ func (c *comparison) revoke(ctx context.Context, f *Finding, o Order) error {
 	if !end.UncheckedUntil.IsZero() {
 		rec.Proof.UncheckedUntil = end.UncheckedUntil.UTC()
 	}
-	return c.append(context.WithoutCancel(ctx), rec)
+	err = c.append(context.WithoutCancel(ctx), rec)
+	failpoint.Hit("stray.ended")
+	return err
 }
 
 func (c *comparison) end(ctx context.Context, f *Finding) (plugins.Ending, error) {
