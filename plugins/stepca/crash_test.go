@@ -161,6 +161,9 @@ func (s said) startAgain(t *testing.T, dir string) {
 			t.Fatalf("the next start: %v", err)
 		}
 		s.check(t, b)
+		if left, _ := filepath.Glob(filepath.Join(cfg.Embedded.DataDir, ".*")); len(left) > 0 {
+			t.Errorf("the start leaves %q", left)
+		}
 		req := newRequest(t)
 		cred, _ := issue(t, b, req)
 		works := accepts(t, b)(t.Context(), cred)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // writeFile replaces a file durably and all at once, with mode 0600. When it fails, the old or the new content is
@@ -24,6 +26,21 @@ func (s *settings) writeFile(path string, content []byte) error {
 		return fmt.Errorf("write %s: %w", filepath.Base(path), errors.Join(err, os.Remove(temp.Name())))
 	}
 	return syncDir(dir)
+}
+
+// removeUnfinished removes what a process left that was killed while it wrote a file.
+func removeUnfinished(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read data directory: %w", err)
+	}
+	for _, e := range entries {
+		ours := func(name string) bool { return strings.HasPrefix(e.Name(), "."+name) }
+		if slices.ContainsFunc([]string{certFile, keyFile, issuerFile, crlFile}, ours) {
+			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return err
 }
 
 // syncDir makes a rename in the directory durable.

@@ -68,6 +68,9 @@ func openIssuer(s *settings, now time.Time) (*issuer, error) {
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
+	if err := removeUnfinished(c.DataDir); err != nil {
+		return nil, err
+	}
 	own, err := readIfThere(filepath.Join(c.DataDir, certFile))
 	if err != nil {
 		return nil, err
