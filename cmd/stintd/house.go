@@ -45,6 +45,17 @@ type blueprint struct {
 	level    zap.AtomicLevel // the logger's, where it may change
 	// endTasks makes stopping end every task first, as a development broker does.
 	endTasks bool
+	// wrap and wall are how a test makes the ledger's store and the wall clock fail; nil is neither.
+	wrap func(*sqlite.Store) ledger.Store
+	wall func(read time.Time) time.Time
+}
+
+// around returns what the ledger is kept in.
+func (b *blueprint) around(store *sqlite.Store) ledger.Store {
+	if b.wrap == nil {
+		return store
+	}
+	return b.wrap(store)
 }
 
 // house is the daemon, assembled. It is built once and run once.
@@ -96,7 +107,7 @@ func build(ctx context.Context, b blueprint) (*house, error) {
 	}
 	l, err := ledger.Open(ctx, ledger.Config{
 		Known: known,
-		Store: store, Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
+		Store: b.around(store), Signer: b.keys.Signer, Verifier: b.keys.Verifier, Origin: b.cfg.Audit.Origin, Logger: b.logger.Named("ledger"),
 		StopIssuingBelow: uint64(b.cfg.Ledger.StopIssuingBelow), //nolint:gosec // the configuration refuses negative sizes
 		FreeBytes:        store.FreeBytes,
 		Committed:        metrics.ObserveCommit,
@@ -171,7 +182,7 @@ func (h *house) serve(ctx, base context.Context, ready func(context.Context) err
 	defer stopUpper()
 	h.teardown = teardown.New(teardown.Config{
 		Ledger: h.ledger, Backends: h.catalog.Backends, Presence: h.broker.Presence(), StuckAfter: h.cfg.Teardown.StuckAfter,
-		Held: h.broker.Held, Logger: h.logger.Named("teardown"),
+		Held: h.broker.Held, Logger: h.logger.Named("teardown"), Wall: h.wall,
 	})
 	upper.Go(func() error { return h.teardown.Run(upperCtx) })
 	upper.Go(func() error { return h.broker.Run(upperCtx) })

@@ -39,7 +39,8 @@ error the old stay in force. Keys that changed and take a restart are named in t
 	return cmd
 }
 
-func serve(ctx context.Context, path string) error {
+// serve runs the broker of a configuration. A test changes what it is built from.
+func serve(ctx context.Context, path string, changes ...func(*blueprint)) error {
 	started := time.Now()
 	hangup := make(chan os.Signal, 1) // from the first moment on: unheard, SIGHUP would end the process
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -67,9 +68,11 @@ func serve(ctx context.Context, path string) error {
 	if len(faults) > 0 {
 		return errors.Join(faults...)
 	}
-	h, err := build(ctx, blueprint{
-		cfg: cfg, source: src, keys: k, backends: inOrder(cfg, backends), texts: texts, logger: logger, level: level,
-	})
+	b := blueprint{cfg: cfg, source: src, keys: k, backends: inOrder(cfg, backends), texts: texts, logger: logger, level: level}
+	for _, change := range changes {
+		change(&b)
+	}
+	h, err := build(ctx, b)
 	if err != nil {
 		return err
 	}
