@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -25,15 +27,21 @@ type consul struct {
 
 	// mu guards what follows.
 	mu      sync.Mutex
-	tokens  map[string]string // secret by accessor
-	broken  bool              // deleting fails
-	losing  bool              // the answer to making a token is lost
+	tokens  map[string]consulToken // by accessor
+	broken  bool                   // deleting fails
+	losing  bool                   // the answer to making a token is lost
 	deletes int
+}
+
+// consulToken is a token of Consul's.
+type consulToken struct {
+	secret string
+	about  string // its description: whom Vault made it for, and when
 }
 
 func startConsul(tb testing.TB) *consul {
 	tb.Helper()
-	c := &consul{tokens: map[string]string{}}
+	c := &consul{tokens: map[string]consulToken{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("PUT /v1/acl/token", c.create)
 	mux.HandleFunc("DELETE /v1/acl/token/{accessor}", c.remove)
@@ -42,11 +50,16 @@ func startConsul(tb testing.TB) *consul {
 	return c
 }
 
-func (c *consul) create(w http.ResponseWriter, _ *http.Request) {
+func (c *consul) create(w http.ResponseWriter, r *http.Request) {
+	var asked struct{ Description string }
+	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	accessor, secret := rand.Text(), rand.Text()
-	c.tokens[accessor] = secret
+	c.tokens[accessor] = consulToken{secret, asked.Description}
 	if c.losing {
 		panic(http.ErrAbortHandler) // the connection is cut
 	}
@@ -79,12 +92,19 @@ func (c *consul) seen() (tokens, deletes int) {
 	return len(c.tokens), c.deletes
 }
 
+// left returns the tokens that there are.
+func (c *consul) left() []consulToken {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.tokens))
+}
+
 // works reports whether Consul would accept a token.
 func (c *consul) works(secret string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, s := range c.tokens {
-		if s == secret {
+	for _, t := range c.tokens {
+		if t.secret == secret {
 			return true
 		}
 	}
@@ -97,6 +117,15 @@ const consulPath = "consul/creds/stint-deploy"
 func consulSite(t *testing.T, c *consul) (*site, *vaulttest.Fixture) {
 	t.Helper()
 	f := vaulttest.Setup(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: 4 * time.Second}))
+	useConsul(t, f, c)
+	auth, _ := tokenAuth(t, f)
+	s := newSite(t, "", vaultBackend(f.Server, auth, `max_request_duration = "4s"`)+"teardown { stuck_after = \"10s\" }\n", catalog(limits{}, consulRole))
+	return s, f
+}
+
+// useConsul gives a Vault a consul engine with this Consul behind it, and a role of it.
+func useConsul(tb testing.TB, f *vaulttest.Fixture, c *consul) {
+	tb.Helper()
 	for _, w := range []struct {
 		path string
 		body map[string]any
@@ -105,14 +134,11 @@ func consulSite(t *testing.T, c *consul) (*site, *vaulttest.Fixture) {
 		{"consul/config/access", map[string]any{"address": strings.TrimPrefix(c.URL, "http://"), "token": "management"}},
 		{"consul/roles/stint-deploy", map[string]any{"consul_policies": []string{"deploy"}, "ttl": "1h"}},
 	} {
-		if _, err := f.Root.Logical().WriteWithContext(t.Context(), w.path, w.body); err != nil {
-			t.Fatal(err)
+		if _, err := f.Root.Logical().WriteWithContext(tb.Context(), w.path, w.body); err != nil {
+			tb.Fatal(err)
 		}
 	}
-	f.Apply(t, vaulttest.Role(consulRole, map[string]any{"path": consulPath, "policy": "stint-deploy"}))
-	auth, _ := tokenAuth(t, f)
-	s := newSite(t, "", vaultBackend(f.Server, auth, `max_request_duration = "4s"`)+"teardown { stuck_after = \"10s\" }\n", catalog(limits{}, consulRole))
-	return s, f
+	f.Apply(tb, vaulttest.Role(consulRole, map[string]any{"path": consulPath, "policy": "stint-deploy"}))
 }
 
 // TestDeletingFailsForHours lets Consul refuse to delete a token for longer than Vault tries: Vault gives the lease up as

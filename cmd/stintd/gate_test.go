@@ -17,22 +17,34 @@ import (
 	"github.com/stint-dev/stint/sdk/agent"
 )
 
-// gate stands before a PostgreSQL, and when it is closed, keeps the answer to a COMMIT to itself.
+// gate stands before a server of any protocol, and when it is closed, keeps the answers to some requests to itself.
 type gate struct {
 	net.Listener
 
 	target string
+	asks   func(said []byte) bool // whether a client asks for something whose answer is kept
+	cut    time.Duration          // after which the connection of a kept answer breaks; 0 for never
 	closed atomic.Bool
+	kept   atomic.Int64 // how many answers were kept
+	delay  atomic.Int64 // for how long each piece of an answer is held up; a time.Duration
 	copies sync.WaitGroup
 }
 
-func startGate(tb testing.TB, target string) *gate {
+// commits recognises a COMMIT on its way to PostgreSQL.
+func commits(said []byte) bool {
+	return bytes.Contains(bytes.ToLower(said), []byte("commit\x00"))
+}
+
+// posts recognises a request with a body inside of TLS: it is long, and no handshake (RFC 8446 section 5.1).
+func posts(said []byte) bool { return len(said) > 400 && said[0] != 0x16 }
+
+func startGate(tb testing.TB, target string, asks func([]byte) bool, cut time.Duration) *gate {
 	tb.Helper()
 	l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	g := &gate{Listener: l, target: target}
+	g := &gate{Listener: l, target: target, asks: asks, cut: cut}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context()))
 	g.copies.Go(func() { g.serve(ctx) })
 	tb.Cleanup(func() {
@@ -57,17 +69,20 @@ func (g *gate) serve(ctx context.Context) {
 		stop := context.AfterFunc(ctx, func() { _, _ = from.Close(), to.Close() })
 		var silent atomic.Bool
 		g.copies.Go(func() { defer stop(); g.ask(to, from, &silent) })
-		g.copies.Go(func() { answer(from, to, &silent) })
+		g.copies.Go(func() { g.answer(ctx, from, to, &silent) })
 	}
 }
 
-// ask copies what a client says until it is gone. Once it has said COMMIT to a closed gate, it gets no answer any more.
+// ask copies what a client says until it is gone. Once it has asked a closed gate, it gets no answer any more.
 func (g *gate) ask(to, from net.Conn, silent *atomic.Bool) {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buffer)
-		if g.closed.Load() && bytes.Contains(bytes.ToLower(buffer[:n]), []byte("commit\x00")) {
-			silent.Store(true)
+		if n > 0 && g.closed.Load() && g.asks(buffer[:n]) && !silent.Swap(true) {
+			g.kept.Add(1)
+			if g.cut > 0 {
+				time.AfterFunc(g.cut, func() { _ = from.Close() })
+			}
 		}
 		if _, failed := to.Write(buffer[:n]); err != nil || failed != nil {
 			_ = to.Close()
@@ -77,10 +92,16 @@ func (g *gate) ask(to, from net.Conn, silent *atomic.Bool) {
 }
 
 // answer copies what the server says until it is gone.
-func answer(to, from net.Conn, silent *atomic.Bool) {
+func (g *gate) answer(ctx context.Context, to, from net.Conn, silent *atomic.Bool) {
 	buffer := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buffer)
+		if delay := time.Duration(g.delay.Load()); delay > 0 {
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+			}
+		}
 		if !silent.Load() {
 			_, _ = to.Write(buffer[:n])
 		}
@@ -91,6 +112,18 @@ func answer(to, from net.Conn, silent *atomic.Bool) {
 	}
 }
 
+// gatePostgres puts a gate between Vault and PostgreSQL.
+func (c *crash) gatePostgres(tb testing.TB) *gate {
+	tb.Helper()
+	g := startGate(tb, c.pg.Addr, commits, 0)
+	if _, err := c.vault.Root.Logical().WriteWithContext(tb.Context(), "database/config/orders", map[string]any{
+		"connection_url": "postgresql://{{username}}:{{password}}@" + g.Addr().String() + "/postgres?sslmode=disable",
+	}); err != nil {
+		tb.Fatal(err)
+	}
+	return g
+}
+
 // TestVaultKilledBeforeItStoresTheLease kills Vault when PostgreSQL has made a user, and Vault does not know it yet. Vault has
 // no lease for it when it is back, and nobody was told its password: the intent is swept, and its record says until when the
 // user is there.
@@ -99,12 +132,7 @@ func TestVaultKilledBeforeItStoresTheLease(t *testing.T) {
 	server := servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: crashHorizon, OnDisk: true})
 	c := &crash{tally: newTally(), pg: servertest.StartPostgres(t)}
 	auth := c.useVault(t, server)
-	g := startGate(t, c.pg.Addr)
-	if _, err := c.vault.Root.Logical().WriteWithContext(t.Context(), "database/config/orders", map[string]any{
-		"connection_url": "postgresql://{{username}}:{{password}}@" + g.Addr().String() + "/postgres?sslmode=disable",
-	}); err != nil {
-		t.Fatal(err)
-	}
+	g := c.gatePostgres(t)
 	c.site = newSite(t, "", vaultBackend(server, auth, `  max_request_duration = "`+crashHorizon.String()+`"`), catalog(crashLimits(), dbRole))
 	c.start(t)
 	task := declare(t, c.agent(t, agentPath), crashTTL, dbRole)

@@ -164,7 +164,7 @@ type secrets [][]byte
 
 // with adds those of a credential.
 func (x secrets) with(c *agent.Credential) secrets {
-	for _, name := range []string{"password", "key"} {
+	for _, name := range []string{"password", "key", "token"} {
 		if value, ok := c.Fields[name]; ok {
 			x = append(x, bytes.Clone(value.Expose()))
 		}
