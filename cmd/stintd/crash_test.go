@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,11 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
-	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
-	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/servertest"
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -115,6 +112,10 @@ type crash struct {
 	ca      *servertest.StepCA
 	caData  string // step-ca's database
 	clients []*agent.Client
+
+	signed   map[string]*x509.Certificate // by a step-ca whose database was lost
+	lost     lostParts                    // of ledgers that were replaced by older copies
+	clockOff time.Duration                // by how much stintd's clock was wrong at most
 }
 
 // TestKilledAgainAndAgain kills stintd every second or two while agents work, and then asks every backend: nothing that
@@ -224,65 +225,6 @@ func (c *crash) rage(tb testing.TB, length time.Duration) int {
 	return kills
 }
 
-// leftUser is a database user that is still there.
-type leftUser struct {
-	Name  string
-	Login bool
-	Until time.Time
-}
-
-// checkVault asks Vault and PostgreSQL what is alive. What was swept is ended by Vault in the background and may take
-// moments longer than its record.
-func (c *crash) checkVault(t *testing.T, all records) {
-	t.Helper()
-	conn, over := vaulttest.Connect(t, c.pg.SuperDSN("postgres")), time.Now().Add(10*time.Second)
-	var left []leftUser
-	eventually(t, time.Minute, func() error {
-		rows, err := conn.Query(t.Context(), "SELECT rolname, rolcanlogin, rolvaliduntil FROM pg_roles WHERE rolname LIKE 'v-%'")
-		if err != nil {
-			return err
-		}
-		left, err = pgx.CollectRows(rows, pgx.RowToStructByPos[leftUser])
-		if err == nil && len(left) > 0 && time.Now().Before(over) {
-			err = errNotYet
-		}
-		return err
-	})
-	for _, u := range left {
-		if err := all.forgotten(u); err != nil {
-			t.Errorf("PostgreSQL has a user left, %s, that the ledger does not account for: %v", u.Name, err)
-		}
-	}
-	t.Logf("%d database users are left that Vault made and forgot; each has its lease, swept, that says until when: %+v", len(left), left)
-	if leases := c.vault.Leases(t, "database/creds/stint-orders-ro"); len(leases) != 0 {
-		t.Errorf("Vault has %d leases left: %v", len(leases), leases)
-	}
-}
-
-// forgotten returns nil for a database user that Vault forgot, and that the ledger accounts for. Vault made it while the
-// connection of the killed stintd was cut, and never wrote its lease down, which no client can mend. Then no lease of the
-// ledger has the user's name, so nobody was told the password; the lease of its task was swept; and PostgreSQL's clock ends
-// the user not later than that lease's record says.
-func (r records) forgotten(u leftUser) error {
-	var swept *lease.Lease
-	for _, l := range r.leases {
-		if strings.Contains(l.PublicRef, u.Name) {
-			return fmt.Errorf("it was handed out, with lease %s, %s (%s)", l.ID, l.State, l.Proof)
-		}
-		_, short, _ := strings.Cut(l.TaskName, "reconcile-invoices-")
-		if l.Role == dbRole && l.Proof == plugins.Swept && strings.Contains(u.Name, "-task-"+short+"-") {
-			swept = &l
-		}
-	}
-	switch {
-	case swept == nil:
-		return errors.New("no lease of its task was swept")
-	case u.Until.After(swept.UsableUntil):
-		return fmt.Errorf("it works until %s, and lease %s says until %s", u.Until, swept.ID, swept.UsableUntil)
-	}
-	return nil
-}
-
 // checkTokens looks at the tokens of credentials that are alive: those of which a kill came between Vault's answer and the
 // commit of the intent. They made nothing, the ledger does not know them, and Vault's clock ends them.
 func (c *crash) checkTokens(t *testing.T, all records) {
@@ -314,7 +256,7 @@ func (c *crash) checkLedger(t *testing.T) records {
 		}
 	}
 	for name := range c.issued {
-		if _, ok := all.leases[name]; !ok {
+		if _, ok := all.leases[name]; !ok && !c.lost.holds(name) {
 			t.Errorf("%s was acknowledged and is not in the ledger", name)
 		}
 	}
@@ -331,9 +273,10 @@ func (c *crash) checkStepCA(t *testing.T, all records) {
 	}
 	c.ca.Stop(t)
 	signed := certificatesIn(read(t, c.caData), c.ca.Intermediate)
+	maps.Copy(signed, c.signed)
 	for _, cert := range signed {
 		name := fmt.Sprintf("leases/%032X", cert.SerialNumber)
-		if _, ok := all.leases[name]; !ok {
+		if _, ok := all.leases[name]; !ok && !c.lost.holds(name) {
 			t.Errorf("step-ca signed %s, which the ledger does not know", name)
 		}
 		if !onCRL.holds(cert) && time.Now().Before(cert.NotAfter) {

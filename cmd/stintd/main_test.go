@@ -25,6 +25,9 @@ const runMain = "STINTD_TEST_MAIN"
 var servers servertest.Shared
 
 func TestMain(m *testing.M) {
+	if faults := os.Getenv(faultsEnv); faults != "" {
+		os.Exit(mainWithFaults(faults))
+	}
 	if os.Getenv(runMain) != "" {
 		main()
 		return
@@ -147,6 +150,16 @@ func (d *daemon) stop(tb testing.TB) {
 func (d *daemon) log(tb testing.TB) string {
 	tb.Helper()
 	return string(read(tb, d.stderr))
+}
+
+// ended reports whether it has ended.
+func (d *daemon) ended() bool {
+	select {
+	case <-d.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // says waits until the log holds a text.

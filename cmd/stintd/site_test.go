@@ -113,6 +113,7 @@ type site struct {
 	grpc string
 	http string
 	key  string // the log's verifier key
+	env  []string
 }
 
 // file returns a path in the site.
@@ -197,7 +198,7 @@ func (s *site) resources(tb testing.TB, yaml string) {
 // start runs the daemon and returns when it is ready.
 func (s *site) start(tb testing.TB) *daemon {
 	tb.Helper()
-	d := launch(tb, s.dir, "serve", "--config", s.file("stint.hcl"))
+	d := launchWith(tb, s.dir, s.env, "serve", "--config", s.file("stint.hcl"))
 	d.says(tb, `"msg":"ready"`)
 	for line := range strings.Lines(d.log(tb)) {
 		if _, took, ok := strings.Cut(line, `"took":`); ok && strings.Contains(line, `"msg":"ready"`) {
