@@ -27,7 +27,7 @@ func kinds() []string { return []string{"plain", "plain-cert", "horizon", "horiz
 // memoryOf returns the memory behind a role's backend.
 func (h *house) memoryOf(role string) *plugintest.Memory {
 	switch role {
-	case "horizon", "horizon-cert":
+	case "horizon", "horizon-cert", "lapsing-horizon":
 		return h.horizon
 	case "vault", "static":
 		return h.vault.Memory
@@ -139,6 +139,13 @@ func TestLateAnswerIsNotHandedOut(t *testing.T) {
 // withoutRole applies the resources anew without some roles.
 func (h *house) withoutRole(names ...string) {
 	h.tb.Helper()
+	if _, err := h.catalog.Apply(h.tb.Context(), broker.Caller{}, allBut(names...)); err != nil {
+		h.tb.Error(err)
+	}
+}
+
+// allBut makes the resources what they are in the beginning, but for some roles.
+func allBut(names ...string) broker.Apply {
 	var docs []string
 	for doc := range strings.SplitSeq(roles, "---") {
 		keep := true
@@ -153,11 +160,7 @@ func (h *house) withoutRole(names ...string) {
 	for _, name := range names {
 		p = strings.Replace(p, "{name: "+name+"}, ", "", 1)
 	}
-	if _, err := h.catalog.Apply(h.tb.Context(), broker.Caller{}, broker.Apply{
-		Files: files(strings.Join(docs, "---") + "---" + p), Prune: true,
-	}); err != nil {
-		h.tb.Error(err)
-	}
+	return broker.Apply{Files: files(strings.Join(docs, "---") + "---" + p), Prune: true}
 }
 
 // TestRevokedWhileIssued: rule 2 for a single lease, whose end is asked for while its answer is on the way.

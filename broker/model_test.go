@@ -37,9 +37,10 @@ func ops() *rapid.Generator[[]op] {
 			Do: rapid.SampledFrom([]string{
 				"declare", "declare", "issue", "issue", "issue", "issue", "issue", "issue", "issue", "lose", "hang", "late", "refuse", "revoke", "complete", "race",
 				"overtake", "pass", "pass", "drop", "break", "heal", "disk", "unknown", "restart", "crash", "crash", "clock",
+				"suspend", "resume", "resume", "remove", "restore", "restore",
 			}).Draw(rt, "do"),
 			Pick:    rapid.IntRange(0, 20).Draw(rt, "pick"),
-			Role:    rapid.SampledFrom(kinds()).Draw(rt, "role"),
+			Role:    rapid.SampledFrom(modelKinds()).Draw(rt, "role"),
 			Seconds: rapid.SampledFrom([]int{1, 5, 20, 100}).Draw(rt, "seconds"),
 		}
 	}), 100, 140)
@@ -117,7 +118,8 @@ func runProgram(t *testing.T, program []op, bug mutant) []string {
 			}
 			j.over = true
 		}()
-		m := &model{house: newHouseWith(j, bug), bug: bug, given: map[lease.ID]given{}}
+		bug.mortal = true
+		m := &model{house: newHouseWith(j, bug), bug: bug, given: map[lease.ID]given{}, heard: map[task.ID]heard{}}
 		m.countIssues()
 		m.step(op{Do: "declare"})
 		for i, o := range program {
@@ -151,8 +153,12 @@ type model struct {
 	given map[lease.ID]given // not asked to end, and not dropped
 	setAt time.Time          // when the clock was set last
 
-	mu    sync.Mutex // guards calls, open and given
+	suspended bool   // agent a is, for certain
+	removed   string // the role that is, for certain
+
+	mu    sync.Mutex // guards calls, open, given and heard
 	calls map[plugins.LeaseID]int
+	heard map[task.ID]heard // of tasks with an idle timeout
 }
 
 // countIssues watches that issue is called at most once per lease, and only with its intent in the ledger.
@@ -201,10 +207,7 @@ func (m *model) memory(o op) *plugintest.Memory { return m.memoryOf(kinds()[o.Pi
 func (m *model) step(o op) { //nolint:cyclop // one line a kind
 	switch o.Do {
 	case "declare":
-		if out, err := m.broker.Declare(m.tb.Context(), agent("a"), declaration(newID(m.tb), kinds()...)); err == nil {
-			m.tasks = append(m.tasks, out.Task)
-			m.open[out.Task.ID] = true
-		}
+		m.declareOne(o)
 	case "issue":
 		m.issueOne(o)
 	case "lose":
@@ -249,8 +252,17 @@ func (m *model) step(o op) { //nolint:cyclop // one line a kind
 		m.store.failNth([]step{atCommit, atAnswer}[o.Pick%2], 1+o.Pick%3)
 	case "restart":
 		m.restart()
+		m.startedAnew()
 	case "clock":
 		m.clock(o)
+	case "suspend":
+		m.suspend(o)
+	case "resume":
+		m.resume()
+	case "remove":
+		m.remove(o)
+	case "restore":
+		m.restoreRoles()
 	}
 }
 
@@ -263,7 +275,9 @@ func (m *model) clock(o op) {
 	m.setClock(by)
 	m.setAt = time.Now()
 	for id, g := range m.given {
-		g.notAfter = g.notAfter.Add(-by)
+		if !g.notAfter.IsZero() {
+			g.notAfter = g.notAfter.Add(-by)
+		}
 		m.given[id] = g
 	}
 }
@@ -284,13 +298,17 @@ func (m *model) overtake(o op) {
 // and starts another on its ledger.
 func (m *model) crash(o op) {
 	m.store.die(1+o.Pick%4, o.Seconds%2 == 0)
-	switch o.Pick % 3 {
-	case 0:
+	switch o.Pick % 6 {
+	case 0, 1:
 		m.issueOne(o)
-	case 1:
-		m.completeOne(o)
 	case 2:
+		m.completeOne(o)
+	case 3:
 		m.revokeOne(o)
+	case 4:
+		m.suspend(o)
+	case 5:
+		m.remove(o)
 	}
 	m.store.kill()
 	tb := m.tb
@@ -299,7 +317,22 @@ func (m *model) crash(o op) {
 	m.stop()
 	m.tb = tb
 	m.start()
+	m.dropUnknown()
 	m.startLoop()
+	m.startedAnew()
+}
+
+// dropUnknown drops what a dead process had made of the kind without intent and not committed: it was in its memory only.
+func (m *model) dropUnknown() {
+	known := map[lease.ID]bool{}
+	for _, l := range m.leases() {
+		known[l.ID] = true
+	}
+	for _, id := range m.plain.Alive() {
+		if !known[id] {
+			m.plain.Drop(id)
+		}
+	}
 }
 
 // late makes an answer come after its call's deadline and within the horizon, where the backend has one.
@@ -316,7 +349,12 @@ func (m *model) issueOne(o op) {
 	if !ok {
 		return
 	}
+	called := time.Now()
 	out, err := m.try(t, o.Role)
+	if err != nil {
+		called = time.Time{}
+	}
+	m.hear(t.ID, called)
 	if m.bug.release != nil {
 		out, err = m.bug.release(m.house, out, err)
 	}
@@ -326,6 +364,7 @@ func (m *model) issueOne(o op) {
 		}
 		return
 	}
+	m.admitted("issued", o.Role)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.open[t.ID] {
@@ -353,6 +392,7 @@ func (m *model) revokeOne(o op) {
 	id := ids[o.Pick%len(ids)]
 	m.forget(id) // from now on it may or may not work
 	l, _, err := m.broker.RevokeLease(m.tb.Context(), agent("a"), id, time.Second)
+	m.hear(l.Task, time.Time{})
 	if err == nil && l.State == lease.Active {
 		m.tb.Errorf("revoked, and %s is %s", id, l.State)
 	}
@@ -371,7 +411,9 @@ func (m *model) completeOne(o op) {
 	}
 	m.open[t.ID] = false
 	m.mu.Unlock()
-	if _, err := m.broker.Complete(m.tb.Context(), agent("a"), ref(t), task.Completed, time.Second); err != nil {
+	_, err := m.broker.Complete(m.tb.Context(), agent("a"), ref(t), task.Completed, time.Second)
+	m.hear(t.ID, time.Time{})
+	if err != nil {
 		m.mu.Lock()
 		m.open[t.ID] = true // it is not known; ask again
 		m.mu.Unlock()
@@ -401,23 +443,32 @@ func (m *model) check(at string) {
 		m.tb.Errorf("%s: %d live leases; the profile allows 10", at, live)
 	}
 	for _, id := range slices.Concat(m.plain.Alive(), m.horizon.Alive(), m.vault.Alive()) {
-		if l, ok := leases[id]; !ok || l.State.Final() {
+		if l, ok := leases[id]; !ok || l.State.Final() && l.State != lease.Disclosed {
 			m.tb.Errorf("%s: credential %s is alive, its lease is %q", at, id, l.State)
 		}
 	}
 	m.checkGiven(at, leases)
+	m.checkEnds(at, leases)
 }
 
 // checkGiven sees that what was handed out, and not asked to end, works.
 func (m *model) checkGiven(at string, leases map[lease.ID]lease.Lease) {
 	for id, g := range m.given {
 		l := leases[id]
-		if time.Until(g.cred.NotAfter) < 2*time.Second { // at the very end of a credential or its task either may be the case
+		end := g.cred.NotAfter
+		if end.IsZero() { // it does not end, but its task does
+			end = m.task(g.task).NotAfter
+		}
+		if time.Until(end) < 2*time.Second { // at the very end of a credential or its task either may be the case
 			continue
 		}
-		over := time.Until(g.notAfter) < 2*time.Second || time.Until(m.task(g.task).NotAfter) < 2*time.Second
+		over := !g.notAfter.IsZero() && time.Until(g.notAfter) < 2*time.Second || time.Until(m.task(g.task).NotAfter) < 2*time.Second
 		if over && time.Since(m.setAt) > clockHeld {
 			delete(m.given, id) // it may have ended for good, wherever the clock is set to from now on
+			continue
+		}
+		if m.maySilent(g.task) {
+			delete(m.given, id) // its task may have been abandoned
 			continue
 		}
 		if l.State != lease.Active || !m.memoryOf(g.role).Works(m.tb.Context(), g.cred) {
@@ -434,11 +485,15 @@ func (m *model) finish() {
 	m.plain.Heal()
 	m.horizon.Heal()
 	m.vault.Heal()
+	m.resume()
 	for _, t := range m.tasks {
-		m.complete(t)
+		m.completeWithin(t, 48*time.Hour) // what cannot be revoked is believed for as much longer as the clock was set back
 	}
 	pass(2 * horizon) // whatever was still on its way has arrived
 	m.gone()
+	if m.vault.Tokens() != 0 { // made before an intent that a dead process did not come to: they end unused
+		pass(40 * time.Minute)
+	}
 	if n := m.vault.Tokens(); n != 0 {
 		m.tb.Errorf("%d tokens are left", n)
 	}

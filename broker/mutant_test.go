@@ -27,6 +27,8 @@ type mutant struct {
 	plant func(h *house)
 	// release says what an issue hands out in place of its answer.
 	release func(h *house, out broker.Issued, err error) (broker.Issued, error)
+	// mortal cuts a dead process off from its backends. It is no bug, but how the model's houses die.
+	mortal bool
 }
 
 // lies makes a transaction lie.

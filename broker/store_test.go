@@ -97,6 +97,12 @@ func (s *store) kill() {
 	s.dead = true
 }
 
+func (s *store) isDead() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dead
+}
+
 // dies says whether the process is dead, and at a commit, whether it dies before or after it.
 func (s *store) dies() (before, after bool) {
 	s.mu.Lock()
