@@ -54,6 +54,10 @@ func (b *Broker) close(task *stintv1.Task, why stintv1.CloseReason) {
 	for _, lease := range b.leases {
 		if lease.GetTask() == task.GetName() && lease.GetState() == stintv1.LeaseState_LEASE_STATE_ACTIVE {
 			lease.State = stintv1.LeaseState_LEASE_STATE_REVOKING
+			if b.hold {
+				lease.Attempts, lease.LastError, lease.NextAttempt = 3, "vault/prod is sealed", timestamppb.New(time.Now().Add(time.Minute))
+				task.Teardown.UsableUntil = lease.GetNotAfter()
+			}
 		}
 	}
 	task.Teardown.Leases = int32(len(b.copyLeases(task.GetName()))) //nolint:gosec // a handful
@@ -65,7 +69,7 @@ func (b *Broker) close(task *stintv1.Task, why stintv1.CloseReason) {
 
 // finish ends every lease of a task, and the task.
 func (b *Broker) finish(task *stintv1.Task) {
-	task.Teardown.ByProof = map[string]int32{}
+	task.Teardown.ByProof, task.Teardown.UsableUntil = map[string]int32{}, timestamppb.Now()
 	for _, lease := range b.leases {
 		if lease.GetTask() == task.GetName() {
 			b.revoke(lease)

@@ -122,8 +122,11 @@ func openLine(p *stintv1.StopProgress, now time.Time) string {
 	if n := p.GetStuck(); n > 0 {
 		line += fmt.Sprintf(", %d overdue", n)
 	}
-	if p.GetUsableUntil() != nil {
-		line += ", usable until " + render.Clock(p.GetUsableUntil(), now) + " at worst"
+	switch until := p.GetUsableUntil(); {
+	case until.AsTime().After(now):
+		line += ", usable until " + render.Clock(until, now) + " at worst"
+	case until != nil: // a backend without a clock of its own may go on accepting it
+		line += ", usable until proven ended"
 	}
 	if n := p.GetUnbounded(); n > 0 {
 		line += fmt.Sprintf(", %d without an end of its own", n)

@@ -31,6 +31,8 @@ func taskTable(w io.Writer, task *stintv1.Task, leases []*stintv1.Lease, now tim
 	}
 	if task.GetState() != stintv1.TaskState_TASK_STATE_ACTIVE {
 		t.Row("Teardown", teardown(task))
+		t.Row("Usable", usable(task.GetTeardown(), now))
+		openRows(t, leases, now)
 	}
 	return t.Write(w)
 }
@@ -155,6 +157,52 @@ func teardown(task *stintv1.Task) string {
 		text += ": " + strings.Join(kinds, ", ")
 	}
 	return fmt.Sprintf("%s; %d stuck", text, sum.GetStuck())
+}
+
+// usable says until when, at worst, something of a task could still work where revocation is honoured.
+func usable(sum *stintv1.TeardownSummary, now time.Time) string {
+	open, until := sum.GetLeases()-sum.GetFinal(), sum.GetUsableUntil()
+	switch {
+	case until.AsTime().After(now):
+		return "until " + render.Clock(until, now) + " at worst"
+	case open > 0: // a backend without a clock of its own may go on accepting it
+		return "until " + plural(int(open), "end") + " is proven"
+	default:
+		return "no longer"
+	}
+}
+
+// maxOpen is how many leases that have not ended a task is shown with.
+const maxOpen = 10
+
+// openRows says of each lease that has not ended what is waited for.
+func openRows(t *render.Table, leases []*stintv1.Lease, now time.Time) {
+	open := slices.DeleteFunc(slices.Clone(leases), func(l *stintv1.Lease) bool { return l.GetRevokedAt() != nil || l.GetProof() == disclosed })
+	for i, l := range open {
+		if i == maxOpen {
+			t.Row("", fmt.Sprintf("and %d more: stint lease list --task", len(open)-maxOpen))
+			return
+		}
+		label := "Open"
+		if i > 0 {
+			label = ""
+		}
+		t.Row(label, join(l.GetRole(), l.GetBackend(), render.Word(l.GetState(), leaseState), awaited(l, now)))
+	}
+}
+
+// awaited says what the end of a lease waits for.
+func awaited(l *stintv1.Lease, now time.Time) string {
+	detail := endDetail(l, now)
+	switch {
+	case l.GetLastError() != "":
+		return detail
+	case l.GetState() == stintv1.LeaseState_LEASE_STATE_INTENT:
+		return "what its issue may still bring is waited for until " + render.Clock(l.GetNextAttempt(), now)
+	case l.GetState() == stintv1.LeaseState_LEASE_STATE_LAPSING:
+		return "cannot be revoked, ends by itself at " + render.Clock(l.GetNotAfter(), now)
+	}
+	return "is being ended"
 }
 
 func tasksTable(w io.Writer, tasks []*stintv1.Task, now time.Time) error {
