@@ -47,6 +47,7 @@ type Material struct {
 // X.509-SVIDs, X.509 bundles, JWT bundles and JWT-SVIDs. It is safe for concurrent use; reading takes no lock.
 type Source struct {
 	feed    feed
+	awaited spiffeid.ID // the own ID while there is no SVID yet; zero where there is always one
 	current atomic.Pointer[state]
 	fault   atomic.Pointer[error] // why the last update failed; nil after one that worked
 
@@ -118,9 +119,15 @@ func (s *Source) SetTrust(trust ...spiffeid.TrustDomain) {
 	s.accept(old, old.svid, old.offered)
 }
 
+// await makes a source that has nothing yet one that waits for the SVID of an ID.
+func (s *Source) await(id spiffeid.ID) {
+	s.awaited = id
+	s.current.Store(&state{changed: make(chan struct{})})
+}
+
 // accept puts what is accepted of the offered bundles in force. The caller holds mu.
 func (s *Source) accept(old *state, svid *x509svid.SVID, offered bundles) {
-	accepted := append([]spiffeid.TrustDomain{svid.ID.TrustDomain()}, s.trust...)
+	accepted := append([]spiffeid.TrustDomain{s.idOf(svid).TrustDomain()}, s.trust...)
 	next := &state{
 		svid: svid, offered: offered, x509: pick(accepted, offered.x509), jwt: pick(accepted, offered.jwt),
 		generation: old.generation, changed: old.changed,
@@ -181,11 +188,24 @@ func equal[B bundle[B]](a, b map[spiffeid.TrustDomain]B) bool {
 	return true
 }
 
-// ID returns the SPIFFE ID of the own SVID.
-func (s *Source) ID() spiffeid.ID { return s.current.Load().svid.ID }
+// ID returns the SPIFFE ID of the own SVID, also while that is awaited.
+func (s *Source) ID() spiffeid.ID { return s.idOf(s.current.Load().svid) }
 
-// GetX509SVID returns the own SVID, also after it has expired.
-func (s *Source) GetX509SVID() (*x509svid.SVID, error) { return s.current.Load().svid, nil }
+func (s *Source) idOf(svid *x509svid.SVID) spiffeid.ID {
+	if svid == nil {
+		return s.awaited
+	}
+	return svid.ID
+}
+
+// GetX509SVID returns the own SVID, also after it has expired, or [ErrNoIdentity] while it is awaited.
+func (s *Source) GetX509SVID() (*x509svid.SVID, error) {
+	svid := s.current.Load().svid
+	if svid == nil {
+		return nil, fmt.Errorf("%w: there is no x509-svid of %s yet", ErrNoIdentity, s.awaited)
+	}
+	return svid, nil
+}
 
 // GetX509BundleForTrustDomain returns the bundle of an accepted trust domain, or [ErrNoBundle]. The bundle is shared:
 // do not change it.
@@ -236,13 +256,16 @@ func (s *Source) Generation() uint64 { return s.current.Load().generation }
 // Changed returns a channel that is closed when the bundles next change. Fetch it before you look at the bundles.
 func (s *Source) Changed() <-chan struct{} { return s.current.Load().changed }
 
-// Check returns nil if the own SVID is valid at now, else an error that also says why no new one came.
+// Check returns nil if there is an own SVID that is valid at now, else an error that also says why no new one came.
 func (s *Source) Check(now time.Time) error {
-	leaf := s.current.Load().svid.Certificates[0]
-	if !now.After(leaf.NotAfter) {
-		return nil
+	svid, err := s.GetX509SVID()
+	if err == nil {
+		leaf := svid.Certificates[0]
+		if !now.After(leaf.NotAfter) {
+			return nil
+		}
+		err = fmt.Errorf("own x509-svid %s expired at %s", s.ID(), leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
-	err := fmt.Errorf("own x509-svid %s expired at %s", s.ID(), leaf.NotAfter.UTC().Format(time.RFC3339))
 	if fault := s.fault.Load(); fault != nil {
 		return fmt.Errorf("%w: %w", err, *fault)
 	}

@@ -41,6 +41,11 @@ type WorkloadAPI struct {
 	// Wait keeps trying until the context is done where the first try fails, as a daemon may that starts before its
 	// registration. Otherwise the first failure is the answer.
 	Wait bool
+	// Await makes a source that has no SVID yet of one whose Workload API gave none until the context was done. It takes an
+	// ID, and lets a daemon do meanwhile what needs no SVID.
+	Await bool
+	// Accept is asked before what comes later is taken; nil takes all.
+	Accept func(Material) error
 	// Logger takes what happens later; nil is silent.
 	Logger *zap.Logger
 }
@@ -62,7 +67,13 @@ func OpenWorkloadAPI(ctx context.Context, config WorkloadAPI) (*Source, error) {
 	}
 	a := &api{config: config, client: client, source: &Source{trust: config.Trust}}
 	a.source.feed = a
-	if err := a.load(ctx); err != nil {
+	err = a.load(ctx)
+	if err != nil && config.Await && !config.ID.IsZero() && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		a.source.await(config.ID)
+		a.failed(err)
+		return a.source, nil
+	}
+	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
 	return a.source, nil
@@ -139,7 +150,7 @@ func (a *api) fetch(ctx context.Context) error {
 // pick returns the SVID that the configuration names, else the one that was taken before, else the first.
 func (a *api) pick(svids []*x509svid.SVID) (*x509svid.SVID, error) {
 	want := a.config.ID
-	if current := a.source.current.Load(); want.IsZero() && current != nil {
+	if current := a.source.current.Load(); want.IsZero() && current != nil { // and has an SVID: none is awaited without an ID
 		want = current.svid.ID
 	}
 	ids := make([]string, 0, len(svids))
@@ -229,7 +240,14 @@ func (a *api) OnX509ContextWatchError(err error) { a.failed(a.explain(err)) }
 func (a *api) OnJWTBundlesWatchError(err error) { a.failed(a.explain(err)) }
 
 func (a *api) replace(m Material, fault error) {
-	if err := a.source.Replace(m); err != nil {
+	var err error
+	if a.config.Accept != nil {
+		err = a.config.Accept(m)
+	}
+	if err == nil {
+		err = a.source.Replace(m)
+	}
+	if err != nil {
 		a.failed(err)
 		return
 	}

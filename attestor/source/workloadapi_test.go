@@ -223,3 +223,55 @@ func TestOpenWorkloadAPIWaits(t *testing.T) {
 	}
 	_ = s.Close()
 }
+
+// TestAwaits: a source may begin without an SVID, whose ID is known. It takes none that is not accepted.
+func TestAwaits(t *testing.T) {
+	t.Parallel()
+	d := attestortest.NewDomain(t, "example.org", 0)
+	addr, api := serveStub(t, denied)
+	brief := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	if _, err := source.OpenWorkloadAPI(brief(), source.WorkloadAPI{Addr: addr, Wait: true, Await: true}); err == nil {
+		t.Error("it awaits the SVID of nobody")
+	}
+	var refused atomic.Bool
+	refused.Store(true)
+	asked := make(chan struct{}, 100)
+	s, err := source.OpenWorkloadAPI(brief(), source.WorkloadAPI{
+		Addr: addr, ID: attestortest.ID(t, d, "/a"), Wait: true, Await: true,
+		Accept: func(source.Material) error {
+			defer func() { asked <- struct{}{} }()
+			if refused.Load() {
+				return errors.New("not this one")
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	s.SetTrust(attestortest.ID(t, d, "/a").TrustDomain())
+	if _, err := s.GetX509SVID(); !errors.Is(err, source.ErrNoIdentity) || s.ID().Path() != "/a" || s.Check(time.Now()) == nil || len(s.Authorities()) != 0 {
+		t.Errorf("without an SVID: %v, %s, %v, %v", err, s.ID(), s.Check(time.Now()), s.Authorities())
+	}
+	attestortest.Serve(t, s.Run)
+	api.say(several(t, d, "/a"))
+	<-asked
+	if err := s.Check(time.Now()); err == nil {
+		t.Error("it took what was not accepted")
+	}
+	refused.Store(false)
+	api.say(several(t, d, "/a"))
+	for end := time.Now().Add(soon); s.Check(time.Now()) != nil; <-time.After(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the SVID never came: %v", s.Check(time.Now()))
+		}
+	}
+	if svid, err := s.GetX509SVID(); err != nil || svid.ID.Path() != "/a" {
+		t.Errorf("%v, %v", svid, err)
+	}
+}

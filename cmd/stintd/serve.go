@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -21,8 +23,12 @@ import (
 	"github.com/stint-dev/stint/broker/config"
 )
 
-// identityTimeout is how long serving waits for its own SVID at the start.
-const identityTimeout = 60 * time.Second
+const (
+	// identityTimeout is how long serving waits for its own SVID at the start. Where the configuration says whose that is,
+	// identityWait is enough: it goes on without, and only who needs it waits.
+	identityTimeout = 60 * time.Second
+	identityWait    = 10 * time.Second
+)
 
 func serveCommand() *cobra.Command {
 	var path string
@@ -90,12 +96,25 @@ func openIdentity(
 ) (*source.Source, func() (source.Material, error), error) {
 	id := cfg.Identity
 	if id.WorkloadAPI != "" {
-		waitCtx, cancel := context.WithTimeout(ctx, identityTimeout)
+		wait := identityTimeout
+		if !id.SPIFFEID.IsZero() {
+			wait = identityWait
+		}
+		waitCtx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
 		src, err := source.OpenWorkloadAPI(waitCtx, source.WorkloadAPI{
-			Addr: id.WorkloadAPI, ID: id.SPIFFEID, Trust: id.TrustDomains, JWTBundles: cfg.Listen.JWT != "", Wait: true,
+			Addr: id.WorkloadAPI, ID: id.SPIFFEID, Trust: id.TrustDomains, JWTBundles: cfg.Listen.JWT != "", Wait: true, Await: true,
+			Accept: func(m source.Material) error {
+				return refuseDevelopmentCA(authoritiesOf(m.X509, append(slices.Clone(id.TrustDomains), id.SPIFFEID.TrustDomain())))
+			},
 			Logger: logger.Named("identity"),
 		})
+		if err == nil {
+			if _, missing := src.GetX509SVID(); missing != nil {
+				logger.Error("serving without an identity: nobody but the admin socket can call, and Vault cannot be logged in to by JWT, "+
+					"until the Workload API hands out an SVID", zap.Stringer("spiffe_id", id.SPIFFEID))
+			}
+		}
 		return src, nil, err
 	}
 	own := id.SPIFFEID.TrustDomain()
@@ -109,6 +128,20 @@ func openIdentity(
 		return nil, nil, err
 	}
 	return files.Source, files.Read, nil
+}
+
+// authoritiesOf returns the X.509 authorities of some trust domains.
+func authoritiesOf(set *x509bundle.Set, domains []spiffeid.TrustDomain) []*x509.Certificate {
+	var all []*x509.Certificate
+	for _, td := range domains {
+		if set == nil {
+			break
+		}
+		if b, ok := set.Get(td); ok {
+			all = append(all, b.X509Authorities()...)
+		}
+	}
+	return all
 }
 
 // refuseDevelopmentCA keeps keys that lie unencrypted in somebody's checkout from being trusted in production.

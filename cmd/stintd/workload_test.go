@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -116,4 +118,53 @@ func TestWorkloadAPI(t *testing.T) {
 	if strings.Contains(d.log(t), "eyJ") {
 		t.Error("the log holds something that looks like a JWT")
 	}
+}
+
+// TestStartWithoutIdentityProvider kills a broker whose identity provider is gone, and starts it again: operators stop over the
+// admin socket, what was issued ends, and agents are let in once the provider is back.
+func TestStartWithoutIdentityProvider(t *testing.T) {
+	t.Parallel()
+	socket := shortDir(t) + "/api.sock"
+	s := newSite(t, fmt.Sprintf("identity {\n  workload_api = %q\n  spiffe_id = %q\n}\n", "unix://"+socket, "spiffe://"+trustDomain+stintPath),
+		embeddedCA, catalog(limits{}, certRole))
+	api := newWorkloadAPI(t, s.ca, nil)
+	stop := serveWorkloadAPI(t, socket, api)
+	d := s.start(t)
+	task := declare(t, s.agent(t, agentPath), 5*time.Minute, certRole)
+	cert := issue(t, task, certRole)
+	stop()
+	d.kill(t)
+	d = s.start(t)
+	d.says(t, "serving without an identity")
+	if ready := string(s.get(t, "/readyz")); !strings.Contains(ready, "there is no x509-svid of spiffe://"+trustDomain+stintPath+" yet") {
+		t.Errorf("/readyz says\n%s", ready)
+	}
+	if _, err := s.agent(t, agentPath).Tasks().WhoAmI(short(t), &stintv1.WhoAmIRequest{}); err == nil {
+		t.Error("an agent is let in by a broker without an identity")
+	}
+	if _, err := s.admin(t).Admin().StopTask(t.Context(), &stintv1.StopTaskRequest{Name: task.Name()}); err != nil {
+		t.Errorf("stop a task without an identity: %v", err)
+	}
+	s.allClosed(t, s.admin(t))
+	if !s.revocations(t, "stepca/internal").holds(cert.Certificate.Chain[0]) {
+		t.Error("the certificate is not on the CRL")
+	}
+	if err := os.RemoveAll(socket); err != nil {
+		t.Fatal(err)
+	}
+	serveWorkloadAPI(t, socket, api)
+	eventually(t, time.Minute, func() error {
+		_, err := s.agent(t, agentPath).Tasks().WhoAmI(short(t), &stintv1.WhoAmIRequest{})
+		return err
+	})
+	issue(t, declare(t, s.agent(t, agentPath), 5*time.Minute, certRole), certRole)
+	d.stop(t)
+}
+
+// short is a context of two seconds.
+func short(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	t.Cleanup(cancel)
+	return ctx
 }

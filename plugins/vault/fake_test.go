@@ -356,12 +356,12 @@ func TestFailedRevokeOfWhatIsUnknown(t *testing.T) {
 			}
 			f.set("auth/token/lookup-accessor", says(403, "* bad token")) // it died by itself
 			held := plugins.Held{Handle: prepared.Handle, Uncertain: true}
-			ending, err := b.Revoke(t.Context(), held)
-			if !errors.Is(err, plugins.ErrNotProven) || f.called("sys/leases/tidy") {
-				t.Errorf("swept while a revoke fails: %+v, %v", ending, err)
+			ending, sweep := b.Revoke(t.Context(), held)
+			if !errors.Is(sweep, plugins.ErrNotProven) || f.called("sys/leases/tidy") {
+				t.Errorf("swept while a revoke fails: %+v, %v", ending, sweep)
 			}
-			if errors.Is(err, plugins.ErrUnavailable) { // else what fails elsewhere at this Vault would hold this lane
-				t.Errorf("it is told as if Vault did not answer: %v", err)
+			if errors.Is(sweep, plugins.ErrUnavailable) { // else what fails elsewhere at this Vault would hold this lane
+				t.Errorf("it is told as if Vault did not answer: %v", sweep)
 			}
 			if gone {
 				f.set("sys/leases/lookup", says(400, "invalid lease"))
