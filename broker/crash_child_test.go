@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stint-dev/stint/broker"
 	"github.com/stint-dev/stint/broker/audit"
+	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/stop"
 	"github.com/stint-dev/stint/broker/task"
 	"github.com/stint-dev/stint/plugins"
@@ -68,11 +70,7 @@ func (c *child) main(t *testing.T) {
 	}
 	// An answer that is lost, one that comes when the task has ended, and a task that ends before there is an intent.
 	work := c.declare("vault", "horizon", "plain")
-	c.kept.after = func() error { return plugins.ErrUnavailable }
-	if _, err := c.try(work, "vault"); err == nil {
-		t.Fatal("issued without an answer")
-	}
-	c.kept.after = nil
+	c.loseAnswer(t, work)
 	c.handOut(t, work, "horizon")
 	l := c.handOut(t, work, "vault")
 	c.revoke(t, l)
@@ -93,19 +91,39 @@ func (c *child) main(t *testing.T) {
 	if err := c.broker.StopAll(t.Context(), operator(), everything, func(broker.Stopping) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	// A role that is removed, and a task that expires.
+	// A task that expires, a role that is removed, and at last a sweep.
 	d := declaration(newID(t), "vault")
 	d.TTL = time.Second
 	if _, err := c.broker.Declare(t.Context(), agent("b"), d); err != nil {
 		t.Fatal(err)
 	}
 	work = c.declare("horizon")
-	c.handOut(t, work, "horizon")
+	removed := c.handOut(t, work, "horizon").Lease.ID
 	c.withoutRole("horizon")
-	c.until(10*time.Second, func() bool {
+	c.until(30*time.Second, func() bool { return c.revoked(removed) })
+	c.kept.hasty = true
+	lost := c.loseAnswer(t, c.declare("vault"))
+	c.until(30*time.Second, func() bool {
 		all, err := c.broker.Tasks(t.Context(), agent("b"), anyTask())
-		return err == nil && len(all) == 1 && all[0].State == task.Closed
+		return err == nil && len(all) == 1 && all[0].State == task.Closed && c.revoked(lost)
 	})
+}
+
+// loseAnswer loses the answer of a backend that issued, and returns the lease.
+func (c *child) loseAnswer(t *testing.T, work task.Task) lease.ID {
+	t.Helper()
+	c.kept.after = func() error { return plugins.ErrUnavailable }
+	defer func() { c.kept.after = nil }()
+	if _, err := c.try(work, "vault"); err == nil {
+		t.Fatal("issued without an answer")
+	}
+	all := c.leases()
+	return all[len(all)-1].ID
+}
+
+// revoked reports whether a lease has ended.
+func (c *child) revoked(id lease.ID) bool {
+	return slices.ContainsFunc(c.leases(), func(l lease.Lease) bool { return l.ID == id && l.State == lease.Revoked })
 }
 
 // handOut issues a credential and says so to the parent, as an answer does to a client.

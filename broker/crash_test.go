@@ -1,19 +1,14 @@
 package broker_test
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -95,14 +90,6 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// crashPoint is where a process dies: at the nth hit of a step.
-type crashPoint struct {
-	kind  string // of store
-	story string
-	step  string
-	n     int
-}
-
 // crashEverywhere goes through each story once to its end, which tells what steps it has, and then kills a process at each.
 func crashEverywhere(t *testing.T, child, kind string) {
 	t.Helper()
@@ -127,6 +114,9 @@ func crashEverywhere(t *testing.T, child, kind string) {
 				t.Errorf("%s: no process left a lease that was %s", story, state)
 			}
 		}
+		if story == storyMain && !left.swept {
+			t.Errorf("%s: no process was killed in a sweep", story)
+		}
 	}
 	for _, step := range failpoint.Steps() {
 		if !reached[step] {
@@ -135,19 +125,11 @@ func crashEverywhere(t *testing.T, child, kind string) {
 	}
 }
 
-// hitsToTry says at which hits of a step that is hit so often a process is killed. There are many commits.
-func hitsToTry(step string, count int) []int {
-	try := []int{1, 2, 3}
-	if strings.HasPrefix(step, "ledger.") {
-		try = []int{3, 4, 5, 8, 13, 21}
-	}
-	return slices.DeleteFunc(try, func(n int) bool { return n > count })
-}
-
 // statesLeft are the states of leases that killed processes left.
 type statesLeft struct {
-	mu     sync.Mutex // guards states
+	mu     sync.Mutex // guards all below
 	states map[lease.State]bool
+	swept  bool // there was one whose intent was being swept
 }
 
 func (s *statesLeft) note(leases []lease.Lease) {
@@ -155,87 +137,14 @@ func (s *statesLeft) note(leases []lease.Lease) {
 	defer s.mu.Unlock()
 	for _, l := range leases {
 		s.states[l.State] = true
-	}
-}
-
-// buildChild builds this package's tests with the steps at which a process can be killed.
-func buildChild(t *testing.T) string {
-	t.Helper()
-	name := filepath.Join(t.TempDir(), "crash.test")
-	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "failpoints", "-o", name, ".").CombinedOutput()
-	if err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	return name
-}
-
-// victim is a child with what outlives it: its ledger, and the backends' inventory.
-type victim struct {
-	dir string
-	key audit.Key
-	inv *inventory
-}
-
-func newVictim(t *testing.T) victim {
-	t.Helper()
-	v := victim{dir: t.TempDir(), inv: &inventory{
-		horizon: plugintest.NewMemory(plugintest.MemoryConfig{Horizon: horizon}),
-		vault:   plugintest.NewPreparing(plugintest.MemoryConfig{Horizon: horizon}),
-	}}
-	var err error
-	if v.key, err = audit.CreateKey(filepath.Join(v.dir, "key"), "example.org/audit"); err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
-// run lets a child go through a story with a fail point, and returns what it said and whether it was killed.
-func (v victim) run(t *testing.T, child, kind, story, fail string) (out []byte, killed bool) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), child, "-test.run=^TestCrashChild$", "-test.timeout=60s")
-	cmd.Env = append(os.Environ(), crashDir+"="+v.dir, crashAddr+"="+v.inv.serve(t), crashKind+"="+kind, crashStory+"="+story,
-		"STINT_FAILPOINT="+fail)
-	out, err := cmd.Output()
-	exit, ended := errors.AsType[*exec.ExitError](err)
-	status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	killed = ended && status.Signaled() && status.Signal() == syscall.SIGKILL
-	if err != nil && !killed {
-		t.Fatalf("the child failed by itself: %v\n%s\n%s", err, out, exit.Stderr)
-	}
-	return out, killed
-}
-
-// stepsOf counts how often a story comes to each step.
-func stepsOf(t *testing.T, child, kind, story string) map[string]int {
-	t.Helper()
-	out, _ := newVictim(t).run(t, child, kind, story, "print")
-	hits := map[string]int{}
-	for step := range told(out, "hit") {
-		hits[step]++
-	}
-	return hits
-}
-
-// told yields what a child said after a word.
-func told(out []byte, word string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for line := range bytes.Lines(out) {
-			rest, ok := bytes.CutPrefix(bytes.TrimSpace(line), []byte(word+" "))
-			if ok && !yield(string(rest)) {
-				return
-			}
-		}
+		s.swept = s.swept || (l.State == lease.Revoking && l.Uncertain)
 	}
 }
 
 // crashAt kills one process and checks what is left.
 func crashAt(t *testing.T, child string, at crashPoint, left *statesLeft) {
 	t.Helper()
-	v := newVictim(t)
-	out, killed := v.run(t, child, at.kind, at.story, fmt.Sprintf("%s:kill:%d", at.step, at.n))
-	if !killed && at.n == 1 {
-		t.Errorf("no process came to %s", at.step)
-	}
+	v, out := at.killed(t, child)
 	now := time.Now()
 	synctest.Test(t, func(t *testing.T) {
 		pass(time.Until(now)) // a bubble's clock begins long before the child's
