@@ -264,7 +264,19 @@ func TestSetupVaultOtherLogins(t *testing.T) {
 	}
 }
 
-// TestSetupSPIRE runs the printed script with a spire-server that writes down what it is asked.
+// fakeSPIRE answers as SPIRE's spire-server does about one entry, which it writes down: it shows the ID, and refuses to create the
+// entry again.
+const fakeSPIRE = `#!/bin/sh
+test "$1" = entry || exit 1
+case "$2" in
+show) test ! -e entry || printf 'Found 1 entry\nEntry ID         : e-1\nSPIFFE ID        : spiffe://example.org/stint\n'; exit ;;
+create) test ! -e entry || { echo 'similar entry already exists' >&2; exit 1; } ;;
+update) test "$3 $4" = "-entryID e-1" || exit 1 ;;
+esac
+printf '%s\n' "$@" > entry
+`
+
+// TestSetupSPIRE runs the printed script with a stand-in for spire-server, twice.
 func TestSetupSPIRE(t *testing.T) {
 	t.Parallel()
 	dir := shortDir(t)
@@ -273,7 +285,7 @@ func TestSetupSPIRE(t *testing.T) {
 		t.Fatal(err)
 	}
 	fake := filepath.Join(bin, "spire-server")
-	write(t, fake, "#!/bin/sh\nfor word in \"$@\"; do printf '%s\\n' \"$word\"; done\n")
+	write(t, fake, fakeSPIRE)
 	if err := os.Chmod(fake, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -282,26 +294,34 @@ func TestSetupSPIRE(t *testing.T) {
 		t.Errorf("setup without an ID exits with %d: %s", code, errs)
 	}
 	code, script, errs := run(t, dir, "setup", "spire", "--config", s.file("stint.hcl"), "--spiffe-id", "spiffe://example.org/stint",
-		"--selector", "k8s:sa:it's")
+		"--selector", "k8s:sa:it's", "--server-socket", "/run/it's/api.sock")
 	if code != 0 {
 		t.Fatalf("setup spire exits with %d: %s", code, errs)
 	}
 	path := filepath.Join(dir, "spire.sh")
 	write(t, path, script)
-	cmd := exec.CommandContext(t.Context(), "sh", path)
-	cmd.Env = []string{"PATH=" + bin + ":/usr/bin:/bin"}
-	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "STINT_PARENT_ID") {
+	sh := func(env ...string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "sh", path)
+		cmd.Dir, cmd.Env = dir, append([]string{"PATH=" + bin + ":/usr/bin:/bin"}, env...)
+		out, err := cmd.CombinedOutput()
+		if failed := len(env) == 0; (err != nil) != failed {
+			t.Fatalf("the script with %v: %v: %s", env, err, out)
+		}
+		return string(out)
+	}
+	if out := sh(); !strings.Contains(out, "STINT_PARENT_ID") {
 		t.Errorf("the script does not ask for the parent: %s", out)
 	}
-	cmd = exec.CommandContext(t.Context(), "sh", path)
-	cmd.Env = []string{"PATH=" + bin + ":/usr/bin:/bin", "STINT_PARENT_ID=spiffe://example.org/node/a"}
-	out, err := cmd.CombinedOutput()
-	want := "entry create -parentID spiffe://example.org/node/a -spiffeID spiffe://example.org/stint -x509SVIDTTL 3600 -jwtSVIDTTL 300 " +
-		"-selector k8s:sa:it's -dns stint.example.org -federatesWith spiffe://partner.org"
-	if got := strings.Join(strings.Split(strings.TrimSpace(string(out)), "\n"), " "); err != nil || got != want {
-		t.Errorf("spire-server got %q, %v, want %q", got, err, want)
+	for _, verb := range []string{"create", "update -entryID e-1"} {
+		sh("STINT_PARENT_ID=spiffe://example.org/node/a")
+		want := "entry " + verb + " -socketPath /run/it's/api.sock -parentID spiffe://example.org/node/a -spiffeID spiffe://example.org/stint " +
+			"-x509SVIDTTL 3600 -jwtSVIDTTL 300 -selector k8s:sa:it's -dns stint.example.org -federatesWith spiffe://partner.org"
+		if got := strings.Join(strings.Split(strings.TrimSpace(string(read(t, dir+"/entry"))), "\n"), " "); got != want {
+			t.Errorf("spire-server got %q, want %q", got, want)
+		}
 	}
-	if !strings.Contains(script, "#   spire-server entry create -parentID spiffe://example.org/NODE -spiffeID 'spiffe://example.org/agent/NAME'") {
+	if !strings.Contains(script, `#   spire-server entry create -socketPath '/run/it'\''s/api.sock' -parentID spiffe://example.org/NODE -spiffeID 'spiffe://example.org/agent/NAME'`) {
 		t.Errorf("no entry for agents in:\n%s", script)
 	}
 }
