@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"slices"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/servertest"
@@ -79,21 +81,20 @@ func TestHundreds(t *testing.T) {
 	h.gone(t, issued)
 	h.unchecked(t, task, issued, sum)
 
-	const few = 20
-	task, issued = h.many(t, few)
+	task, issued = h.many(t, 100)
 	server.Seal(t)
 	done, err = task.Complete(t.Context(), 3*time.Second)
 	if err != nil || done.GetTask().GetState() != stintv1.TaskState_TASK_STATE_CLOSING {
 		t.Fatalf("completed with Vault sealed: %v, %v", done.GetTask().GetState(), err)
 	}
-	h.stillUsable(t, task, few)
+	h.stillUsable(t, task, 100)
 	server.Unseal(t)
 	h.allClosed(t, h.admin(t))
 	h.gone(t, issued)
 }
 
 // unchecked expects the summary to say until when services that read no CRL accept the certificates: over the API, in the
-// record of the closed task, and so in its receipt.
+// record of the closed task, and in its receipt, there for each certificate too.
 func (h hundreds) unchecked(t *testing.T, task *agent.Task, issued []*agent.Credential, sum *stintv1.TeardownSummary) {
 	t.Helper()
 	var last time.Time
@@ -106,6 +107,44 @@ func (h hundreds) unchecked(t *testing.T, task *agent.Task, issued []*agent.Cred
 		t.Errorf("the summary says that who reads no CRL accepts a certificate until %s, and the last ends %s", got, last)
 	}
 	h.record(t, `"event":"task.closed"`, strings.TrimPrefix(task.Name(), "tasks/"), `"unchecked_until":"`+last.UTC().Format(time.RFC3339))
+	h.receipt(t, task, issued, last)
+}
+
+// receipt expects the receipt of a closed task to verify, and to say until when services that read no CRL accept each of its
+// certificates, and the last of them.
+func (h hundreds) receipt(t *testing.T, task *agent.Task, issued []*agent.Credential, last time.Time) {
+	t.Helper()
+	answer, err := h.agent(t, agentPath).Audit().GetReceipt(t.Context(), &stintv1.GetReceiptRequest{Task: task.Name()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := audit.VerifyReceipt(answer.GetJson(), h.key)
+	if err != nil || !report.Closed {
+		t.Errorf("the receipt: closed %t, %v", report.Closed, err)
+	}
+	said := false
+	for line := range bytes.Lines(answer.GetJson()) { // a record is on one
+		said = said || bytes.Contains(line, []byte(`\"event\":\"task.closed\"`)) &&
+			bytes.Contains(line, []byte(`\"unchecked_until\":\"`+last.UTC().Format(time.RFC3339)))
+	}
+	if !said {
+		t.Errorf("the receipt's summary does not say that who reads no CRL accepts a certificate until %s", last)
+	}
+	until := map[string]time.Time{}
+	for _, l := range report.Leases {
+		if l.Proof != nil {
+			until["leases/"+l.Lease] = l.Proof.UncheckedUntil
+		}
+	}
+	for _, c := range issued {
+		var want time.Time
+		if c.Certificate != nil {
+			want = c.Certificate.Chain[0].NotAfter
+		}
+		if got, ok := until[c.Lease.GetName()]; !ok || !got.Equal(want) {
+			t.Errorf("the receipt says of %s until %s, want %s", c.Lease.GetName(), got, want)
+		}
+	}
 }
 
 // stillUsable reads what a task that is closing says of the leases that Vault still holds.
@@ -114,7 +153,7 @@ func (h hundreds) stillUsable(t *testing.T, task *agent.Task, open int) {
 	var got *stintv1.Task
 	var leases []*stintv1.Lease
 	client := h.agent(t, agentPath)
-	eventually(t, 20*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		var err error
 		if got, err = client.Tasks().GetTask(t.Context(), &stintv1.GetTaskRequest{Name: task.Name()}); err != nil {
 			return err
