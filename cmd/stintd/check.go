@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -206,8 +207,8 @@ func inspectIdentity(ctx context.Context, cfg *config.Config, file string) (*sou
 		found = append(found, faultsOf("identity", err)...)
 	}
 	svid, err := src.GetX509SVID()
-	if err != nil {
-		return src, append(found, faultsOf("identity", err)...)
+	if err != nil { // serve may go on without; what takes the identity cannot be asked
+		return nil, append(found, faultsOf("identity", errors.Join(err, src.Close()))...)
 	}
 	if len(svid.Certificates[0].DNSNames) == 0 {
 		found = append(found, plugins.Finding{
