@@ -218,15 +218,15 @@ func TestCheckDeployment(t *testing.T) {
 		codes   []string
 		texts   []string
 	}{
-		"unknown": {"task_trust_domain", "task_trust_domian", []string{"configuration"}, []string{
+		"unknown": {old: "task_trust_domain", to: "task_trust_domian", codes: []string{"configuration"}, texts: []string{
 			fmt.Sprintf("unknown.hcl:%d", 1+strings.Count(good[:strings.Index(good, "task_trust_domain")], "\n")), "task_trust_domian", "task_trust_domain", //nolint:gocritic // it is there
 		}},
-		"tokenrole": {`token_role = "stint"`, `token_role = "nope"`, []string{"own-policy-broad", "own-token-right-missing"}, []string{"auth/token/create/nope"}},
-		"login":     {`role     = "stint"`, `role     = "nobody"`, []string{"vault-login"}, []string{"vault/prod"}},
-		"address":   {server.Addr, "http://" + freeLoopback(t), []string{"vault-unreachable"}, []string{"vault/prod"}},
-		"socket":    {"/api.sock", "/nothing.sock", []string{"identity", "not-asked"}, []string{"identity"}},
-		"issuer":    {"root-ca.pem", "nothing.pem", []string{"backend"}, []string{"stepca/internal", "nothing.pem"}},
-		"audit":     {"audit.key", "nothing.key", []string{"audit-key"}, []string{"stintd audit key"}},
+		"tokenrole": {old: `token_role = "stint"`, to: `token_role = "nope"`, codes: []string{"own-policy-broad", "own-token-right-missing"}, texts: []string{"auth/token/create/nope"}},
+		"login":     {old: `role     = "stint"`, to: `role     = "nobody"`, codes: []string{"vault-login"}, texts: []string{"vault/prod"}},
+		"address":   {old: server.Addr, to: "http://" + freeLoopback(t), codes: []string{"vault-unreachable"}, texts: []string{"vault/prod"}},
+		"socket":    {old: "/api.sock", to: "/nothing.sock", codes: []string{"identity", "not-asked"}, texts: []string{"identity"}},
+		"issuer":    {old: "root-ca.pem", to: "nothing.pem", codes: []string{"backend"}, texts: []string{"stepca/internal", "nothing.pem"}},
+		"audit":     {old: "audit.key", to: "nothing.key", codes: []string{"audit-key"}, texts: []string{"stintd audit key"}},
 	} {
 		if !strings.Contains(good, tt.old) {
 			t.Fatalf("%s: the configuration has no %q", name, tt.old)

@@ -43,9 +43,19 @@ func TestFindingsAreDocumented(t *testing.T) {
 	}
 }
 
-// plantedCodes are the codes that tests of check expect.
+// plantedCodes are the codes that tests of check expect to find: in quotes, in an assertion, in no comment.
 func plantedCodes(t *testing.T) map[string]bool {
 	t.Helper()
+	const list = `(?:\[\]string\{)?("[a-z-]+"(?:, "[a-z-]+")*)`
+	asserted := []*regexp.Regexp{
+		regexp.MustCompile(`\b(?:breaks\(|weakens\(|one\(t, plugins\.[A-Z][a-z]+, )` + list), // the finding of a misdeed
+		regexp.MustCompile(`\b[cC]odes?(?:: +| [!=]= )` + list),                              // a field
+		regexp.MustCompile(`\b(?:codesOf\(found\)|codes), ` + list),                          // all that was found
+		regexp.MustCompile(`\bprobes\(t, c, [^"]+, ` + list),                                 // all that a probe found
+		regexp.MustCompile(`"(?:error|warning) ([a-z-]+) [^"]+"`),                            // with its severity
+		regexp.MustCompile(`"([a-z-]+) (?:error|warning)"`),
+	}
+	code := regexp.MustCompile(`[a-z-]+`)
 	codes := map[string]bool{}
 	for _, pattern := range []string{"../../plugins/vault/check*_test.go", "../../plugins/stepca/*check*_test.go", "*_test.go"} {
 		files, err := filepath.Glob(pattern)
@@ -53,8 +63,15 @@ func plantedCodes(t *testing.T) map[string]bool {
 			t.Fatal(err)
 		}
 		for _, file := range files {
-			for _, word := range regexp.MustCompile(`[a-z]+(?:-[a-z]+)*`).FindAllString(string(read(t, file)), -1) {
-				codes[word] = true
+			for line := range strings.Lines(string(read(t, file))) {
+				said, _, _ := strings.Cut(line, "// ")
+				for _, expects := range asserted {
+					for _, m := range expects.FindAllStringSubmatch(said, -1) {
+						for _, name := range code.FindAllString(m[1], -1) {
+							codes[name] = true
+						}
+					}
+				}
 			}
 		}
 	}

@@ -167,6 +167,14 @@ func obey(t *testing.T, dir, remedy string) {
 	}
 }
 
+// ownTasks gives issued certificates the trust domain of Stint itself, which shows only in its SVID.
+func ownTasks(t *testing.T, s *site) {
+	t.Helper()
+	reword(t, s, fmt.Sprintf("  trust_domains = [%q]\n", trustDomain), "")
+	reword(t, s, "spiffe://"+trustDomain+"/ops/", "spiffe://partner.org/ops/")
+	reword(t, s, "tasks."+trustDomain, trustDomain)
+}
+
 // TestCheckFindsFaultsAroundBackends plants one fault at a time in what is Stint's own. Each has a code and a remedy.
 func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 	t.Parallel()
@@ -202,12 +210,13 @@ func TestCheckFindsFaultsAroundBackends(t *testing.T) {
 			dataDir(t, s, 0o700)
 			write(t, s.file("data", sqlite.File), strings.Repeat("no ledger ", 1000))
 		}, severity: plugins.Breaks, code: "ledger"},
-		"no such host":          {spoil: func(t *testing.T, s *site) { t.Helper(); reword(t, s, s.http, "nowhere.invalid:7847") }, severity: plugins.Breaks, code: "listen"},
-		"no audit key offline":  {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, flags: []string{"--offline"}, severity: plugins.Breaks, code: "audit-key"},
-		"elsewhere":             {spoil: func(t *testing.T, s *site) { t.Helper(); reword(t, s, s.file("audit.key"), "/nowhere/audit.key") }, flags: []string{"--offline"}},
-		"a token file too open": {flags: []string{"--vault-token-file", "/etc/hostname"}, severity: plugins.Breaks, code: "flags"},
-		"no such backend":       {flags: []string{"--vault-token-file", "vault/none=KEY"}, severity: plugins.Breaks, code: "flags"},
-		"no such parameter":     {flags: []string{"--param", "nobody.x=y"}, severity: plugins.Breaks, code: "flags"},
+		"tasks in the domain of agents": {spoil: ownTasks, severity: plugins.Breaks, code: "identity", remedy: "what identity names"},
+		"no such host":                  {spoil: func(t *testing.T, s *site) { t.Helper(); reword(t, s, s.http, "nowhere.invalid:7847") }, severity: plugins.Breaks, code: "listen"},
+		"no audit key offline":          {spoil: func(t *testing.T, s *site) { t.Helper(); write(t, s.file("audit.key"), "no key") }, flags: []string{"--offline"}, severity: plugins.Breaks, code: "audit-key"},
+		"elsewhere":                     {spoil: func(t *testing.T, s *site) { t.Helper(); reword(t, s, s.file("audit.key"), "/nowhere/audit.key") }, flags: []string{"--offline"}},
+		"a token file too open":         {flags: []string{"--vault-token-file", "/etc/hostname"}, severity: plugins.Breaks, code: "flags"},
+		"no such backend":               {flags: []string{"--vault-token-file", "vault/none=KEY"}, severity: plugins.Breaks, code: "flags"},
+		"no such parameter":             {flags: []string{"--param", "nobody.x=y"}, severity: plugins.Breaks, code: "flags"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
+	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
 	"github.com/stint-dev/stint/plugins/servertest"
 	"github.com/stint-dev/stint/plugins/vault"
@@ -201,6 +202,11 @@ func (s devSite) refusedByServe(tb testing.TB) {
 	if code == 0 || !strings.Contains(errs, "development CA") {
 		tb.Errorf("serve with a development CA exits with %d: %s", code, errs)
 	}
+	code, found := check(tb, production.dir, production.file("stint.hcl"))
+	if codes := codesOf(found); code != exitBreaks || !slices.Contains(codes, "identity") {
+		tb.Errorf("check with a development CA exits with %d: %+v", code, found)
+	}
+	finds(tb, found, plugins.Breaks, "identity", "development CA")
 }
 
 // interrupt is Ctrl-C.
