@@ -19,6 +19,7 @@ PKG ?= ./...
 # Real servers for the tests. Name ones that you already have and nothing is built.
 VAULT_BIN ?= $(CURDIR)/$(BIN)/vault
 STEP_CA_BIN ?= $(CURDIR)/$(BIN)/step-ca
+SPIRE_BIN ?= $(CURDIR)/$(BIN)
 POSTGRES_BIN ?=
 MARIADB_BIN ?=
 # VAULT=1 gives the demo a Vault too.
@@ -65,6 +66,10 @@ test: servers ## Test with the race detector against a real Vault, step-ca, Post
 	# Without the race detector the model takes 10,000 steps, and exposures are held against what was stated, not ten times that.
 	STINT_REAL_SERVERS=1 VAULT_BIN='$(VAULT_BIN)' STEP_CA_BIN='$(STEP_CA_BIN)' POSTGRES_BIN='$(POSTGRES_BIN)' \
 	  $(GO) test -run '^(TestModel|TestExposure)$$' -timeout $(TEST_TIMEOUT) ./broker ./cmd/stintd
+
+.PHONY: test-spire
+test-spire: $(SPIRE_BIN)/spire-server $(SPIRE_BIN)/spire-agent ## Test what setup spire prints at a real SPIRE, which takes minutes to build.
+	STINT_REAL_SERVERS=1 SPIRE_BIN='$(SPIRE_BIN)' $(GO) test -race -v -count 1 -run '^TestSetupSPIREPassesCheck$$' ./cmd/stintd
 
 .PHONY: soak
 soak: servers ## Soak for SOAK (10m) in every fault at random; SEED repeats one.
@@ -136,3 +141,11 @@ $(CURDIR)/$(BIN)/vault: tools/vault/go.mod
 
 $(CURDIR)/$(BIN)/step-ca: tools/stepca/go.mod
 	@tools/build.sh stepca github.com/smallstep/certificates/cmd/step-ca $(BIN)/step-ca 'step-ca 0.30.2, about 2 minutes'
+
+# SPIRE's SQLite wants a C compiler.
+$(CURDIR)/$(BIN)/spire-server: tools/spire/go.mod
+	@tools/need.sh
+	@tools/build.sh spire github.com/spiffe/spire/cmd/spire-server $(BIN)/spire-server 'SPIRE 1.13.3, about 6 minutes on two cores' 1
+
+$(CURDIR)/$(BIN)/spire-agent: tools/spire/go.mod $(CURDIR)/$(BIN)/spire-server
+	@tools/build.sh spire github.com/spiffe/spire/cmd/spire-agent $(BIN)/spire-agent "SPIRE's agent, a minute after its server" 1

@@ -95,3 +95,25 @@ func findMariaDBServer() (string, error) {
 	}
 	return "", fmt.Errorf("%w: no %s (run: apt-get install mariadb-server-core, or set MARIADB_BIN)", ErrNotInstalled, name)
 }
+
+// findSPIRE returns spire-server and spire-agent: what lies in the directory SPIRE_BIN, or in .bin of the module, or on PATH.
+func findSPIRE() (server, agent string, err error) {
+	if server, err = findIn("SPIRE_BIN", "spire-server"); err != nil {
+		return "", "", err
+	}
+	agent, err = findIn("SPIRE_BIN", "spire-agent")
+	return server, agent, err
+}
+
+// findIn is findBinary for a variable that names a directory.
+func findIn(env, name string) (string, error) {
+	dir := os.Getenv(env)
+	if dir == "" {
+		return findBinary(env, name)
+	}
+	found, err := exec.LookPath(filepath.Join(dir, name))
+	if err != nil {
+		return "", fmt.Errorf("%w: %s names no directory with %s: %s (run: make tools)", ErrNotInstalled, env, name, dir)
+	}
+	return filepath.Abs(found)
+}

@@ -1,11 +1,11 @@
-// Package servertest starts the real servers that tests run against: Vault, step-ca, PostgreSQL and MariaDB.
+// Package servertest starts the real servers that tests run against: Vault, step-ca, PostgreSQL, MariaDB and SPIRE.
 //
 // Each server listens on a loopback port of its own, keeps its files in a directory of its own, inherits nothing from
 // the environment, and ends with the test that started it, on Linux also when the test process is killed. Tests of one
 // package share one with Shared. The package is imported from tests only.
 //
-// Binaries are looked for in VAULT_BIN, STEP_CA_BIN (files), POSTGRES_BIN and MARIADB_BIN (directories), then in .bin of the
-// module, then in Debian's folders, then on PATH. A test whose server is not there is skipped and says what to run;
+// Binaries are looked for in VAULT_BIN, STEP_CA_BIN (files), POSTGRES_BIN, MARIADB_BIN and SPIRE_BIN (directories), then in
+// .bin of the module, then in Debian's folders, then on PATH. A test whose server is not there is skipped and says what to run;
 // with STINT_REAL_SERVERS=1, as `make test` sets it, it fails.
 package servertest
 
