@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/stint-dev/stint/plugins"
@@ -109,12 +108,11 @@ func (c *checker) engine(name, subject string) mount {
 
 // engineRole turns database/creds/stint-x and pki/issue/stint-x into database/roles/stint-x and pki/roles/stint-x.
 func engineRole(r recipe.Recipe) (string, bool) {
-	path, ok := r.Path()
-	parts := strings.Split(path, "/")
-	if !ok || len(parts) != 3 {
+	parts := r.Segments()
+	if len(parts) != 3 || slices.ContainsFunc(parts, func(s recipe.Segment) bool { return s.Open }) {
 		return "", false
 	}
-	return parts[0] + "/roles/" + parts[2], true
+	return parts[0].Literal + "/roles/" + parts[2].Literal, true
 }
 
 // engineRole looks at the engine's own role, in the ways of the engines that are known.

@@ -56,11 +56,10 @@ func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 	logger = logger.With(zap.String("backend", cfg.Instance))
 	return &Backend{
 		cfg: cfg, rest: client, logger: logger,
-		session: login.New(client, cfg.Auth.method(), logger),
-		ours:    newAttempts(),
-		queued:  newAttempts(),
-		failing: newFailures(),
-
+		session:   login.New(client, cfg.Auth.method(), logger),
+		ours:      newAttempts(),
+		queued:    newAttempts(),
+		failing:   newFailures(),
 		databases: databases,
 	}, nil
 }

@@ -55,17 +55,6 @@ func (r *Recipe) Call(v Values) (method, path string, body map[string]any, err e
 // Mount is the first segment of the path: "database".
 func (r *Recipe) Mount() string { return r.segments[0].prefix() }
 
-// Path returns the path where it takes no parameter.
-func (r *Recipe) Path() (string, bool) {
-	for _, t := range r.segments {
-		if !t.constant() {
-			return "", false
-		}
-	}
-	_, path, _, err := (&Recipe{segments: r.segments, method: "read"}).Call(Values{})
-	return path, err == nil
-}
-
 // Segment is one segment of a path: all of it, or what a parameter's value comes after.
 type Segment struct {
 	Literal string

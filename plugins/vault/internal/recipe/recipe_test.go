@@ -72,9 +72,6 @@ func TestCall(t *testing.T) {
 	if body["tls"] != true || len(body) != 5 {
 		t.Errorf("body %v", body)
 	}
-	if _, ok := r.Path(); ok {
-		t.Error("a path with parameters has no one path")
-	}
 	if got := r.LeaseGlob(); got != "team/*" {
 		t.Errorf("lease glob %q", got)
 	}
