@@ -8,6 +8,7 @@ import (
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault"
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
 
@@ -80,7 +81,7 @@ func weakVault(t *testing.T, c checked) {
 		"username_template": `{{ printf "v-%s-%s" .DisplayName (random 12) | truncate 63 }}`,
 	})
 	const forbidden = `DELETE FROM accounts WHERE name='{{name}}'; `
-	c.write(t, databasePath, databaseRole([]string{vaulttest.CreatesUser}, []string{forbidden + vaulttest.EndsSessions}))
+	c.write(t, databasePath, databaseRole([]string{vaulttest.CreatesUser}, []string{forbidden + vault.PostgreSQLRevocation}))
 }
 
 // TestProbeAtNoVault has nothing to try.

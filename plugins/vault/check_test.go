@@ -132,7 +132,7 @@ func databaseRole(creation, revocation []string) map[string]any {
 }
 
 func (c checked) creates(creation, revocation []string) misdeed {
-	m := c.writes(databasePath, databaseRole(creation, revocation), databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions}))
+	m := c.writes(databasePath, databaseRole(creation, revocation), databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation}))
 	m.subject = "role orders-db-read"
 	return m
 }
@@ -220,11 +220,11 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 		return role
 	}
 	const dbRole, otpRole, certRole = "role orders-db-read", "role build-host-otp", "role internal-cert"
-	shorter := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
+	shorter := databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation})
 	shorter["max_ttl"], shorter["default_ttl"] = "10m", "5m"
-	longer := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
+	longer := databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation})
 	longer["default_ttl"] = "2h"
-	good := databaseRole([]string{vaulttest.CreatesUser}, []string{vaulttest.EndsSessions})
+	good := databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation})
 	otpEngine := map[string]any{"key_type": "otp", "default_user": "ubuntu", "cidr_list": "10.0.0.0/8"}
 	return map[string]misdeed{
 		"a policy is missing":      c.removes("sys/policies/acl/stint-orders-db-read", map[string]any{"policy": db}).breaks("role-policy-missing", "writes policy stint-orders-db-read").of(dbRole),
@@ -242,7 +242,7 @@ func (c checked) roleMisdeeds(t *testing.T) map[string]misdeed {
 		"the engine's own limit": c.writes("sys/mounts/database/tune", map[string]any{"max_lease_ttl": "20m"}, map[string]any{"max_lease_ttl": "768h"}).
 			weakens("engine-max-ttl", "vault secrets tune -max-lease-ttl=1h0m0s database/").of(dbRole),
 		"sessions go on":     c.creates([]string{vaulttest.CreatesUser}, nil).weakens("database-sessions", "pg_terminate_backend"),
-		"users without end":  c.creates([]string{`CREATE ROLE "{{name}}" LOGIN;`}, []string{vaulttest.EndsSessions}).breaks("database-no-end", "VALID UNTIL"),
+		"users without end":  c.creates([]string{`CREATE ROLE "{{name}}" LOGIN;`}, []string{vault.PostgreSQLRevocation}).breaks("database-no-end", "VALID UNTIL"),
 		"mysql sessions":     c.creates([]string{vault.MySQLEvent + mysqlUser}, []string{`DROP USER '{{name}}'@'%';`}).weakens("database-sessions", "CALL stint.end_sessions"),
 		"mysql without end":  c.creates([]string{mysqlUser}, []string{vault.MySQLRevocation}).breaks("database-no-end", "CREATE EVENT stint."),
 		"mysql end too late": c.creates([]string{mysqlUser, vault.MySQLEvent}, []string{vault.MySQLRevocation}).breaks("database-no-end", "before CREATE USER"),
@@ -430,7 +430,7 @@ func TestRunSurvivesAnOutage(t *testing.T) {
 	}
 }
 
-// TestStatementsAreDocumented holds docs/databases.md to the statements that findings print.
+// TestStatementsAreDocumented holds docs/databases.md, and the example of docs/deployment.md, to the statements that findings print.
 func TestStatementsAreDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/databases.md")
 	if err != nil {
@@ -441,7 +441,10 @@ func TestStatementsAreDocumented(t *testing.T) {
 			t.Errorf("docs/databases.md does not have %s", statement)
 		}
 	}
-	if vault.PostgreSQLRevocation != vaulttest.EndsSessions {
-		t.Error("what findings print is not what the tests revoke with")
+	if page, err = os.ReadFile("../../docs/deployment.md"); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), `revocation_statements="`+strings.ReplaceAll(vault.PostgreSQLRevocation, `"`, `\"`)+`"`) {
+		t.Errorf("docs/deployment.md does not revoke with %s", vault.PostgreSQLRevocation)
 	}
 }

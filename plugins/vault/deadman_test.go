@@ -162,7 +162,7 @@ func TestRolesWithoutASwitchAreRefused(t *testing.T) {
 	c := goodSetup(t)
 	for code, spoil := range map[string]func(){
 		"database-no-end": func() {
-			c.write(t, databasePath, databaseRole([]string{`CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}';`}, []string{vaulttest.EndsSessions}))
+			c.write(t, databasePath, databaseRole([]string{`CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}';`}, []string{vault.PostgreSQLRevocation}))
 		},
 		"engine-ttl": func() { c.write(t, "sys/mounts/ssh/tune", map[string]any{"default_lease_ttl": "8h"}) },
 		"pki-no-lease": func() {

@@ -50,7 +50,7 @@ func TestDeployedPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	statements, err := os.ReadFile(filepath.Join(deployed, "revocation.sql"))
-	if err != nil || string(statements) != vaulttest.EndsSessions+"\n" {
+	if err != nil || string(statements) != vault.PostgreSQLRevocation+"\n" {
 		t.Errorf("revocation.sql: %v, %q", err, statements)
 	}
 	for _, setting := range vault.TokenRole() {

@@ -11,15 +11,11 @@ import (
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/servertest"
+	"github.com/stint-dev/stint/plugins/vault"
 )
 
 // maxTTL is of every role here.
 const maxTTL = time.Hour
-
-// EndsSessions are the revocation statements that also cut the sessions that a database user has open, which Vault's
-// own do not.
-const EndsSessions = `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='{{name}}'; ` +
-	`DROP ROLE IF EXISTS "{{name}}";`
 
 // CreatesUser are the creation statements of the database role: the user is dead at its end by PostgreSQL's clock too.
 const CreatesUser = `CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}' IN ROLE orders_readers;`
@@ -113,7 +109,7 @@ func (f *Fixture) connection(tb testing.TB, name string, postgres *servertest.Po
 func (f *Fixture) DatabaseRole(tb testing.TB, name, creation string) {
 	tb.Helper()
 	f.write(tb, "database/roles/"+name, map[string]any{
-		"db_name": "orders", "creation_statements": []string{creation}, "revocation_statements": []string{EndsSessions},
+		"db_name": "orders", "creation_statements": []string{creation}, "revocation_statements": []string{vault.PostgreSQLRevocation},
 		"default_ttl": "1h", "max_ttl": "2h",
 	})
 }
