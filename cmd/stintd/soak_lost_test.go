@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stint-dev/stint/broker/audit"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger/sqlite"
 	"github.com/stint-dev/stint/plugins"
@@ -79,6 +80,7 @@ func (p *lostParts) swept(u leftUser) error {
 func (s *soak) restoreLedger(tb testing.TB, lasting time.Duration) {
 	tb.Helper()
 	copied := s.backup(tb)
+	s.outgrown(tb)
 	<-time.After(lasting)
 	s.daemon.kill(tb)
 	s.lost.add(s.ledger(tb), readLedger(tb, copied))
@@ -89,6 +91,7 @@ func (s *soak) restoreLedger(tb testing.TB, lasting time.Duration) {
 func (s *soak) damageLedger(tb testing.TB, lasting time.Duration) {
 	tb.Helper()
 	copied := s.backup(tb)
+	s.outgrown(tb)
 	<-time.After(lasting)
 	began := time.Now()
 	s.lost.add(s.ledger(tb), readLedger(tb, copied))
@@ -125,6 +128,29 @@ func (s *soak) backup(tb testing.TB) (copied string) {
 		tb.Fatalf("backup exits with %d: %s", code, errs)
 	}
 	return copied
+}
+
+// outgrown waits until a checkpoint of what came after a copy is beside the ledger: without one nobody could tell the copy from
+// it. After a disk that was full, the file of checkpoints goes on seconds later only.
+func (s *soak) outgrown(tb testing.TB) {
+	tb.Helper()
+	size := int64(-1)
+	eventually(tb, dies, func() error {
+		if size < 0 {
+			var err error
+			if size, err = s.logSize(tb); err != nil {
+				return err
+			}
+		}
+		text, err := audit.NewestCheckpoint(s.file("log", "checkpoints.log"))
+		if err != nil {
+			return err
+		}
+		if known, err := audit.ReadCheckpoint(text); err != nil || known.Size > size {
+			return err
+		}
+		return fmt.Errorf("%w: no checkpoint of more than %d records is written", errNotYet, size)
+	})
 }
 
 // putBack starts stintd on a copy. It is held until an administrator, who has looked, confirms it.
