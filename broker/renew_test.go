@@ -101,7 +101,7 @@ func TestRemovedBackendEndsWhatItIssued(t *testing.T) {
 		h.issue(work, "horizon")
 		h.issue(work, "vault")
 		less := map[string]plugins.Backend{"memory/vault": h.vault}
-		text := strings.ReplaceAll(without("memory/horizon", "horizon", "horizon-cert"), "spec: {backend: memory/plain", "spec: {backend: memory/vault")
+		text := strings.ReplaceAll(without("memory/horizon", "horizon", "horizon-cert", "lapsing-horizon"), "spec: {backend: memory/plain", "spec: {backend: memory/vault")
 		_, err := h.catalog.Renew(t.Context(), broker.Renewal{
 			Terms: broker.Terms{Backends: h.replaced(less), Forbidden: administrators}, FromFiles: true, Files: files(text),
 		})
@@ -241,7 +241,7 @@ func TestStoredResourcesMayBeOvertaken(t *testing.T) {
 		if _, _, err := broker.LoadCatalog(t.Context(), h.ledger, r); fault.ReasonOf(err) != fault.ResourceInvalid {
 			t.Errorf("files that do not compile: %v", err)
 		}
-		r.Files = files(without("memory/horizon", "horizon", "horizon-cert"))
+		r.Files = files(without("memory/horizon", "horizon", "horizon-cert", "lapsing-horizon"))
 		catalog, out, err := broker.LoadCatalog(t.Context(), h.ledger, r)
 		if err != nil {
 			t.Fatal(err)
