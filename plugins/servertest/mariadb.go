@@ -2,11 +2,9 @@ package servertest
 
 import (
 	"context"
-	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,26 +17,13 @@ import (
 
 // MariaDB is a running MariaDB whose users log in with a password over TCP without TLS, and whose events run. It survives its
 // own end, not the machine's.
-type MariaDB struct {
-	Process
-
-	// Host and Port are where it listens; Addr is both, such as 127.0.0.1:23456.
-	Host string
-	Port int
-	Addr string
-	// SuperUser and SuperPassword log in an administrator.
-	SuperUser, SuperPassword string
-
-	home string // removed at the end
-}
+type MariaDB struct{ Database }
 
 // StartMariaDB starts a MariaDB that ends with the test.
 func StartMariaDB(tb testing.TB) *MariaDB {
 	tb.Helper()
 	m, err := newMariaDB(tb.Context())
-	give(tb, err)
-	tb.Cleanup(func() { give(tb, m.remove()) })
-	return m
+	return untilTheEnd(tb, m, err)
 }
 
 // Open returns a pool of a user's connections that ends with the test. The database may be empty. It connects when it is used.
@@ -84,35 +69,17 @@ func newMariaDB(ctx context.Context) (*MariaDB, error) {
 	if err != nil {
 		return nil, err
 	}
-	credential, err := unprivileged("nobody")
+	m := new(MariaDB)
+	credential, err := m.settle(ctx, "nobody", "mariadb")
 	if err != nil {
 		return nil, err
-	}
-	host, port, err := freeAddress(ctx)
-	if err != nil {
-		return nil, err
-	}
-	// Not the test's own directory: only the test's user may enter that.
-	home, err := os.MkdirTemp("", "stint-mariadb-")
-	if err != nil {
-		return nil, fmt.Errorf("make directory of mariadb: %w", err)
-	}
-	m := &MariaDB{
-		Host: host, Port: port, Addr: net.JoinHostPort(host, strconv.Itoa(port)),
-		SuperUser: "stint_super", SuperPassword: rand.Text(), home: home,
 	}
 	m.command = command{
 		path: server, args: m.settings(),
-		env: []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TMPDIR=" + home},
-		dir: home, credential: credential, ready: m.ready, stop: syscall.SIGTERM, kill: syscall.SIGKILL,
+		env: []string{"HOME=" + m.home, "PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TMPDIR=" + m.home},
+		dir: m.home, credential: credential, ready: m.ready, stop: syscall.SIGTERM, kill: syscall.SIGKILL,
 	}
-	if err := m.initialise(ctx, install); err != nil {
-		return nil, errors.Join(err, m.remove())
-	}
-	if err := m.start(ctx); err != nil {
-		return nil, errors.Join(err, m.remove())
-	}
-	return m, nil
+	return m, m.begin(ctx, func() error { return m.initialise(ctx, install) })
 }
 
 // settings returns mariadbd's arguments: small, and nothing is synced. Without names of hosts, users@localhost are only those
@@ -160,9 +127,4 @@ func (m *MariaDB) ready(ctx context.Context) (err error) {
 		return fmt.Errorf("connect to mariadb: %w", err)
 	}
 	return nil
-}
-
-// remove ends the server and deletes its files.
-func (m *MariaDB) remove() error {
-	return errors.Join(m.end(m.command.stop), os.RemoveAll(m.home))
 }

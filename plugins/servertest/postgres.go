@@ -2,10 +2,7 @@ package servertest
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -19,26 +16,13 @@ import (
 
 // Postgres is a running PostgreSQL whose users log in with a password (SCRAM) over TCP without TLS. It syncs nothing to
 // disk: it survives its own end, not the machine's.
-type Postgres struct {
-	Process
-
-	// Host and Port are where it listens; Addr is both, such as 127.0.0.1:23456.
-	Host string
-	Port int
-	Addr string
-	// SuperUser and SuperPassword log in a superuser.
-	SuperUser, SuperPassword string
-
-	home string // removed at the end
-}
+type Postgres struct{ Database }
 
 // StartPostgres starts a PostgreSQL that ends with the test.
 func StartPostgres(tb testing.TB) *Postgres {
 	tb.Helper()
-	postgres, err := newPostgres(tb.Context())
-	give(tb, err)
-	tb.Cleanup(func() { give(tb, postgres.remove()) })
-	return postgres
+	p, err := newPostgres(tb.Context())
+	return untilTheEnd(tb, p, err)
 }
 
 // DSN returns the connection URL of a user for a database.
@@ -67,36 +51,18 @@ func newPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	credential, err := unprivileged("postgres")
+	p := new(Postgres)
+	credential, err := p.settle(ctx, "postgres", "postgres")
 	if err != nil {
 		return nil, err
-	}
-	host, port, err := freeAddress(ctx)
-	if err != nil {
-		return nil, err
-	}
-	// Not the test's own directory: only the test's user may enter that.
-	home, err := os.MkdirTemp("", "stint-postgres-")
-	if err != nil {
-		return nil, fmt.Errorf("make directory of postgres: %w", err)
-	}
-	p := &Postgres{
-		Host: host, Port: port, Addr: net.JoinHostPort(host, strconv.Itoa(port)),
-		SuperUser: "stint_super", SuperPassword: rand.Text(), home: home,
 	}
 	p.command = command{
 		path: filepath.Join(binaries, "postgres"),
-		args: append([]string{"-D", filepath.Join(home, "data")}, settings(host, port)...),
-		env:  []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "LC_ALL=C"},
-		dir:  home, credential: credential, ready: p.ready, stop: syscall.SIGINT, kill: syscall.SIGQUIT,
+		args: append([]string{"-D", filepath.Join(p.home, "data")}, settings(p.Host, p.Port)...),
+		env:  []string{"HOME=" + p.home, "PATH=" + os.Getenv("PATH"), "LC_ALL=C"},
+		dir:  p.home, credential: credential, ready: p.ready, stop: syscall.SIGINT, kill: syscall.SIGQUIT,
 	}
-	if err := p.initialise(ctx, filepath.Join(binaries, "initdb")); err != nil {
-		return nil, errors.Join(err, p.remove())
-	}
-	if err := p.start(ctx); err != nil {
-		return nil, errors.Join(err, p.remove())
-	}
-	return p, nil
+	return p, p.begin(ctx, func() error { return p.initialise(ctx, filepath.Join(binaries, "initdb")) })
 }
 
 // settings returns postgres' arguments: TCP only, and nothing is synced.
@@ -136,9 +102,4 @@ func (p *Postgres) ready(ctx context.Context) error {
 		return fmt.Errorf("connect to postgres: %w", err)
 	}
 	return connection.Close(ctx)
-}
-
-// remove ends the server and deletes its files.
-func (p *Postgres) remove() error {
-	return errors.Join(p.end(p.command.stop), os.RemoveAll(p.home))
 }

@@ -33,9 +33,7 @@ type SPIRE struct {
 func StartSPIRE(tb testing.TB) *SPIRE {
 	tb.Helper()
 	spire, err := newSPIRE(tb.Context())
-	give(tb, err)
-	tb.Cleanup(func() { give(tb, spire.remove()) })
-	return spire
+	return untilTheEnd(tb, spire, err)
 }
 
 // Administer runs spire-server with these words, such as "entry", "show", and returns what it prints.
