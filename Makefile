@@ -69,7 +69,7 @@ test: servers ## Test with the race detector against a real Vault, step-ca, Post
 
 .PHONY: test-spire
 test-spire: $(SPIRE_BIN)/spire-server $(SPIRE_BIN)/spire-agent ## Test what setup spire prints at a real SPIRE, which takes minutes to build.
-	STINT_REAL_SERVERS=1 SPIRE_BIN='$(SPIRE_BIN)' $(GO) test -race -v -count 1 -run '^TestSetupSPIREPassesCheck$$' ./cmd/stintd
+	STINT_REAL_SERVERS=1 SPIRE_BIN='$(SPIRE_BIN)' $(GO) test -race -v -count 1 -tags spire -run '^TestSetupSPIREPassesCheck$$' ./cmd/stintd
 
 .PHONY: soak
 soak: servers ## Soak for SOAK (10m) in every fault at random; SEED repeats one.
@@ -107,6 +107,7 @@ servers: $(VAULT_BIN) $(STEP_CA_BIN) ## Build or install what the tests start: V
 .PHONY: lint
 lint: $(GOLANGCI) ## Run golangci-lint and buf lint.
 	$(GOLANGCI) run ./...
+	$(GOLANGCI) run --build-tags failpoints,spire ./broker ./broker/failpoint ./cmd/stintd
 	$(BUF) lint
 
 .PHONY: fmt

@@ -1,3 +1,5 @@
+//go:build spire
+
 package main
 
 import (
@@ -26,9 +28,6 @@ const stintID = "spiffe://" + trustDomain + stintPath
 // has changed in the entry, the script mends when it runs again.
 func TestSetupSPIREPassesCheck(t *testing.T) {
 	t.Parallel()
-	if os.Getenv("SPIRE_BIN") == "" {
-		t.Skip("SPIRE takes minutes to build, so make test does without: run make test-spire, or set SPIRE_BIN")
-	}
 	spire := servertest.StartSPIRE(t)
 	s := newSite(t, fmt.Sprintf("identity {\n  workload_api = %q\n  spiffe_id = %q\n  trust_domains = [\"partner.org\"]\n}\n", spire.WorkloadAPI, stintID),
 		embeddedCA, catalog(limits{}, certRole))
