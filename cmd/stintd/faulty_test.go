@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/signal"
 	"strings"
@@ -81,6 +80,8 @@ type failing struct {
 
 	file  string
 	clock *setClock
+
+	commits atomic.Uint64 // that were asked for; every second is one that a fault hits
 }
 
 func (f *failing) now() disk {
@@ -103,7 +104,7 @@ func (f *failing) Begin(ctx context.Context) (ledger.StoreTx, error) {
 	if now == diskSlow {
 		<-time.After(slowDisk)
 	}
-	failed := &failingTx{StoreTx: tx, now: now, clock: f.clock}
+	failed := &failingTx{StoreTx: tx, now: now, clock: f.clock, commits: &f.commits}
 	if err = failed.setClock(); err != nil {
 		return nil, errors.Join(err, failed.Rollback())
 	}
@@ -121,9 +122,10 @@ func (f *failing) Reopen(ctx context.Context) error {
 type failingTx struct {
 	ledger.StoreTx
 
-	now   disk
-	clock *setClock
-	by    time.Duration // by how much the clock is set with it
+	now     disk
+	clock   *setClock
+	commits *atomic.Uint64
+	by      time.Duration // by how much the clock is set with it
 }
 
 func (t *failingTx) PutLog(a ledger.LogAppend) error {
@@ -134,7 +136,7 @@ func (t *failingTx) PutLog(a ledger.LogAppend) error {
 }
 
 func (t *failingTx) Commit() error {
-	unlucky := rand.IntN(2) == 0
+	unlucky := t.commits.Add(1)%2 == 0
 	if t.now == diskReadOnly || t.now == diskLosing && unlucky {
 		return errors.Join(errDisk, t.Rollback())
 	}
