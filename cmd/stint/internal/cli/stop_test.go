@@ -127,3 +127,38 @@ func TestUnproven(t *testing.T) {
 		}
 	}
 }
+
+// What is said of an end that is not proven: a stated end that has passed bounds nothing any more.
+func TestOpenEnds(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 5, 1, 10, 0, 0, 0, time.UTC)
+	later, before := timestamppb.New(now.Add(time.Hour)), timestamppb.New(now.Add(-time.Hour))
+	for want, sum := range map[string]*stintv1.TeardownSummary{
+		"until 11:00:00Z at worst":          {Leases: 3, Final: 1, UsableUntil: later},
+		"until proven ended, 2 of 3 leases": {Leases: 3, Final: 1, UsableUntil: before},
+		"no longer":                         {Leases: 3, Final: 3, UsableUntil: before},
+	} {
+		if got := usable(sum, now); got != want {
+			t.Errorf("%v is usable %q, want %q", sum, got, want)
+		}
+	}
+	for want, p := range map[string]*stintv1.StopProgress{
+		"2, usable until 11:00:00Z at worst": {Open: 2, UsableUntil: later}, "2, usable until proven ended": {Open: 2, UsableUntil: before},
+	} {
+		if got := openLine(p, now); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	for want, l := range map[string]*stintv1.Lease{
+		"what its issue may still bring is waited for until 11:00:00Z": {State: stintv1.LeaseState_LEASE_STATE_INTENT, NextAttempt: later},
+		"cannot be revoked, ends by itself at 11:00:00Z":               {State: stintv1.LeaseState_LEASE_STATE_LAPSING, NotAfter: later},
+		"is being ended": {State: stintv1.LeaseState_LEASE_STATE_REVOKING},
+		"attempt 3: the backend does not answer; again in 1h": {
+			State: stintv1.LeaseState_LEASE_STATE_REVOKING, Attempts: 3, LastError: "the backend does not answer", NextAttempt: later,
+		},
+	} {
+		if got := awaited(l, now); got != want {
+			t.Errorf("%v waits for %q, want %q", l, got, want)
+		}
+	}
+}

@@ -166,7 +166,7 @@ func usable(sum *stintv1.TeardownSummary, now time.Time) string {
 	case until.AsTime().After(now):
 		return "until " + render.Clock(until, now) + " at worst"
 	case open > 0: // a backend without a clock of its own may go on accepting it
-		return "until " + plural(int(open), "end") + " is proven"
+		return fmt.Sprintf("until proven ended, %d of %s", open, plural(int(sum.GetLeases()), "lease"))
 	default:
 		return "no longer"
 	}
@@ -177,7 +177,7 @@ const maxOpen = 10
 
 // openRows says of each lease that has not ended what is waited for.
 func openRows(t *render.Table, leases []*stintv1.Lease, now time.Time) {
-	open := slices.DeleteFunc(slices.Clone(leases), func(l *stintv1.Lease) bool { return l.GetRevokedAt() != nil || l.GetProof() == disclosed })
+	open := slices.DeleteFunc(slices.Clone(leases), final)
 	for i, l := range open {
 		if i == maxOpen {
 			t.Row("", fmt.Sprintf("and %d more: stint lease list --task", len(open)-maxOpen))
@@ -189,6 +189,12 @@ func openRows(t *render.Table, leases []*stintv1.Lease, now time.Time) {
 		}
 		t.Row(label, join(l.GetRole(), l.GetBackend(), render.Word(l.GetState(), leaseState), awaited(l, now)))
 	}
+}
+
+func final(l *stintv1.Lease) bool {
+	return slices.Contains([]stintv1.LeaseState{
+		stintv1.LeaseState_LEASE_STATE_REVOKED, stintv1.LeaseState_LEASE_STATE_LAPSED, stintv1.LeaseState_LEASE_STATE_DISCLOSED,
+	}, l.GetState())
 }
 
 // awaited says what the end of a lease waits for.
