@@ -222,7 +222,13 @@ type Credential struct {
 	PublicRef string
 	// NotAfter is the end by the backend's own word, not what was asked for. Zero exactly for EndsNever.
 	NotAfter time.Time
+	// UsableUntil is until when, at worst, it could work if the backend never did anything more: what was made elsewhere ends
+	// by the clock there, which MAY know another end, or none (NoEnd). Zero means NotAfter.
+	UsableUntil time.Time
 }
+
+// NoEnd is the instant of what does not end by itself: RFC 5280 section 4.1.2.5 writes no well-defined end so.
+func NoEnd() time.Time { return time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC) }
 
 // Held is what is known of a credential that must end.
 type Held struct {
@@ -266,7 +272,8 @@ type Ending struct {
 	Proof Proof
 	// At is when the end was established, by this machine's clock.
 	At time.Time
-	// UsableUntil is the last instant at which it could have worked where revocation is honoured; zero means At.
+	// UsableUntil is the last instant at which it could have worked where revocation is honoured; zero means At, and NoEnd
+	// that nothing is known to end it.
 	UsableUntil time.Time
 	// UncheckedUntil is until when parties that check no revocation accept it; zero where there are none.
 	UncheckedUntil time.Time

@@ -116,8 +116,9 @@ type Lease struct {
 	Proof       plugins.Proof `json:"proof,omitempty"`
 	ProofDetail string        `json:"proof_detail,omitempty"`
 	RevokedAt   time.Time     `json:"revoked_at,omitzero"`
-	// UsableUntil is the last instant at which it could work; before the end is known, only where that may be later than
-	// NotAfter: of an intent, whose answer may be lost (plugins.Prepared), and of what lapses by itself.
+	// UsableUntil is the last instant at which it could work (plugins.NoEnd: none is known). Before the end is known it is set
+	// only where that may be later than NotAfter: of an intent, whose answer may be lost (plugins.Prepared), of what has
+	// another end where it is used than at the backend (plugins.Credential), and of what lapses by itself.
 	UsableUntil    time.Time `json:"usable_until,omitzero"`
 	UncheckedUntil time.Time `json:"unchecked_until,omitzero"`
 }
@@ -137,7 +138,7 @@ func (l Lease) Activate(c plugins.Credential) (Lease, error) {
 	}
 	l.State, l.Handle, l.PublicRef, l.NotAfter = Active, c.Handle, c.PublicRef, c.NotAfter
 	l.Chain, l.Bundle, l.NextAt, l.SweepAt = c.Chain, c.Bundle, c.NotAfter, time.Time{}
-	l.UsableUntil = time.Time{} // that of an intent was about an answer that is lost
+	l.UsableUntil = c.UsableUntil // that of an intent was about an answer that is lost
 	return l, nil
 }
 
@@ -153,7 +154,7 @@ func (l Lease) Unreleased(c plugins.Credential, now time.Time) (Lease, error) {
 	}
 	l.State, l.Handle, l.PublicRef, l.NotAfter = Revoking, c.Handle, c.PublicRef, c.NotAfter
 	l.Uncertain, l.NextAt, l.ClaimUntil = false, now, time.Time{}
-	l.Proof, l.ProofDetail, l.RevokedAt, l.UsableUntil = "", "", time.Time{}, time.Time{}
+	l.Proof, l.ProofDetail, l.RevokedAt, l.UsableUntil = "", "", time.Time{}, c.UsableUntil
 	l.Claim++ // whoever is sweeping the intent is working on the wrong handle
 	return l, nil
 }

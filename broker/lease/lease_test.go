@@ -120,6 +120,24 @@ func TestActivate(t *testing.T) {
 	}
 }
 
+// What has no end of its own where it is used says so from the start, and until an end of it was seen.
+func TestUsableBeyondItsEnd(t *testing.T) {
+	c := credential()
+	c.UsableUntil = plugins.NoEnd()
+	got, err := in(lease.Intent).Activate(c)
+	if err != nil || !got.UsableUntil.Equal(c.UsableUntil) || !lease.Summarise([]lease.Lease{got}).UsableUntil.Equal(c.UsableUntil) {
+		t.Errorf("%v: %+v", err, got)
+	}
+	dropped, err := in(lease.Intent).Unreleased(c, start)
+	if err != nil || !dropped.UsableUntil.Equal(c.UsableUntil) {
+		t.Errorf("%v: %+v", err, dropped)
+	}
+	gone, err := got.AskEnd(start, lease.Requested).End(plugins.Ending{Proof: plugins.ReadBack, At: sweepAt})
+	if err != nil || !gone.UsableUntil.Equal(sweepAt) {
+		t.Errorf("%v: seen to end, it is usable until %s", err, gone.UsableUntil)
+	}
+}
+
 // An answer that comes after the end was asked for is never handed out: an ACTIVE lease with its end asked for would be
 // looked at by nobody.
 func TestActivateTooLate(t *testing.T) {

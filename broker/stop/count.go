@@ -22,7 +22,8 @@ type Progress struct {
 	ByProof map[plugins.Proof]int
 	// Open counts the others; Stuck those of them that are overdue, and Unbounded those that have no end of their own.
 	Open, Stuck, Unbounded int
-	// UsableUntil is until when, at worst, one of the leases could still work; zero where that has passed.
+	// UsableUntil is until when, at worst, one of the leases could still work, but for the unbounded; zero where that has
+	// passed, plugins.NoEnd where one has ended of which nothing is known to have ended it where it is used.
 	UsableUntil time.Time
 	// UncheckedUntil is until when who checks no revocation accepts one of them; zero where that has passed.
 	UncheckedUntil time.Time
@@ -111,8 +112,9 @@ func (s *Stop) Progress(now time.Time) Progress {
 		if e.stuck {
 			p.Stuck++
 		}
-		if e.usable.IsZero() {
+		if e.usable.IsZero() || e.usable.Equal(plugins.NoEnd()) {
 			p.Unbounded++
+			e.usable = time.Time{}
 		}
 		usable, unchecked = later(usable, e.usable), later(unchecked, e.unchecked)
 	}

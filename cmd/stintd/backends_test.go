@@ -129,7 +129,7 @@ func catalog(l limits, roles ...string) string {
 		l.task = "default_ttl: 5m, max_ttl: 30m, max_live: 100, max_live_leases: 500"
 	}
 	specs := map[string]string{
-		dbRole:     "backend: vault/main\n  vault: {path: database/creds/stint-orders-ro, policy: stint-orders-db-read}\n  ttl: " + l.dbTTL,
+		dbRole:     "backend: vault/main\n  vault: {path: database/creds/stint-orders-ro, policy: stint-orders-db-read, engine_end: lease}\n  ttl: " + l.dbTTL,
 		slowRole:   "backend: vault/main\n  vault: {path: database/creds/stint-slow, policy: stint-slow-db}\n  ttl: " + l.dbTTL,
 		certRole:   "backend: stepca/internal\n  certificate: {usages: [client_auth], common_name: \"{{ .agent.name }}\"}\n  ttl: " + l.ttl,
 		remoteRole: "backend: stepca/remote\n  certificate: {usages: [client_auth]}\n  ttl: " + l.ttl,
@@ -138,7 +138,7 @@ func catalog(l limits, roles ...string) string {
 		pkiRole: "backend: vault/main\n  vault:\n    path: pki/issue/stint-internal\n    policy: stint-internal-cert\n" +
 			"    data: {common_name: agent.example.org, ttl: \"{{ .ttl }}\"}\n  ttl: " + l.ttl,
 		kvRole:     "backend: vault/main\n  vault: {path: kv/data/partner, policy: stint-partner-key, kind: static}\n  accept_permanent: true\n  ttl: " + l.ttl,
-		consulRole: "backend: vault/main\n  vault: {path: consul/creds/stint-deploy, policy: stint-deploy}\n  ttl: " + l.ttl,
+		consulRole: "backend: vault/main\n  vault: {path: consul/creds/stint-deploy, policy: stint-deploy, engine_end: none}\n  ttl: " + l.ttl,
 	}
 	var out, names strings.Builder
 	for _, name := range roles {

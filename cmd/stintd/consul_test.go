@@ -225,8 +225,8 @@ func (s *site) overdue(t *testing.T, cred *agent.Credential) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.GetState() != stintv1.TaskState_TASK_STATE_CLOSING || !got.GetTeardown().GetUsableUntil().AsTime().Equal(cred.Expires()) {
-		t.Errorf("the task is %v, usable until %v; its credential ends at %v", got.GetState(), got.GetTeardown().GetUsableUntil().AsTime(), cred.Expires())
+	if got.GetState() != stintv1.TaskState_TASK_STATE_CLOSING || !got.GetTeardown().GetUsableUntil().AsTime().Equal(plugins.NoEnd()) {
+		t.Errorf("the task is %v, usable until %v; Consul ends no token by itself", got.GetState(), got.GetTeardown().GetUsableUntil().AsTime())
 	}
 	s.record(t, `"event":"lease.stuck"`)
 	if !strings.Contains(string(s.get(t, "/metrics")), "stint_leases_stuck 1\n") {
@@ -254,7 +254,7 @@ func TestAnswerLostBehindVault(t *testing.T) {
 	n := 0
 	for _, l := range s.ledger(t).leases {
 		n++
-		if l.Proof != plugins.Swept || l.UsableUntil.Before(l.NotAfter) {
+		if l.Proof != plugins.Swept || !l.UsableUntil.Equal(plugins.NoEnd()) {
 			t.Errorf("it ended by %s, usable until %s", l.Proof, l.UsableUntil)
 		}
 	}

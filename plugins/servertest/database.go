@@ -55,6 +55,13 @@ func (d *Database) begin(ctx context.Context, initialise func() error) error {
 	return nil
 }
 
+// Restart stops the server if it runs and starts it at the same address with the same data.
+func (d *Database) Restart(tb testing.TB) {
+	tb.Helper()
+	d.Stop(tb)
+	give(tb, d.start(tb.Context()))
+}
+
 // remove ends the server and deletes its files.
 func (d *Database) remove() error { return errors.Join(d.end(d.command.stop), os.RemoveAll(d.home)) }
 

@@ -39,13 +39,6 @@ func (p *Postgres) SuperDSN(database string) string {
 	return p.DSN(p.SuperUser, p.SuperPassword, database)
 }
 
-// Restart stops the server if it runs and starts it at the same address with the same data.
-func (p *Postgres) Restart(tb testing.TB) {
-	tb.Helper()
-	p.Stop(tb)
-	give(tb, p.start(tb.Context()))
-}
-
 func newPostgres(ctx context.Context) (*Postgres, error) {
 	binaries, err := findPostgres()
 	if err != nil {

@@ -137,9 +137,14 @@ func (c *roleChecker) database(path string) {
 		if !ends || event < 0 || event > strings.Index(upper, "CREATE USER") {
 			c.lives(path, "add before CREATE USER: "+MySQLEvent)
 		}
+		if c.recipe.EngineEnd == recipe.WithLease {
+			c.wrongEnd("the event that ends a user of mysql stays where it is when vault cuts the lease", recipe.AtMaximum)
+		}
 		if text := strings.ToUpper(revocation); !strings.Contains(text, "KILL") && !strings.Contains(text, "CALL ") {
 			c.sessions(path, MySQLRevocation)
 		}
+	default:
+		c.unstated("this database")
 	}
 }
 

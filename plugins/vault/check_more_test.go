@@ -134,9 +134,55 @@ path "database/roles/*" { capabilities = ["read"] }`)
 	}
 }
 
-// TestCheckOfEndlessEngines: what such an engine makes and forgets, nothing ends.
+// TestCheckOfEndlessEngines: what such an engine makes, nothing but Vault ends, and the role has to say so.
 func TestCheckOfEndlessEngines(t *testing.T) {
-	c := goodSetup(t).with(t, vaulttest.Role("deploy", map[string]any{"path": "consul/creds/stint-deploy", "policy": "stint-deploy"}))
+	section := map[string]any{"path": "consul/creds/stint-deploy", "policy": "stint-deploy", "engine_end": "none"}
+	c := goodSetup(t).with(t, vaulttest.Role("deploy", section))
 	c.mount(t, "consul", "consul")
 	c.one(t, plugins.Weakens, "engine-no-end", "role deploy", "sys/leases/lookup/consul/creds/stint-deploy")
+
+	for _, end := range []string{"", "lease", "maximum"} {
+		section["engine_end"] = end
+		if end == "" {
+			delete(section, "engine_end")
+		}
+		c.roles[len(c.roles)-1] = vaulttest.Role("deploy", section)
+		if codes := codesOf(c.check(t)); !slices.Contains(codes, "engine-end") || len(codes) != 2 {
+			t.Errorf("engine_end %q at consul: found %v", end, codes)
+		}
+	}
+}
+
+// TestCheckOfStatedEnds: an event of MySQL stays where it was, and of other databases only the operator knows.
+func TestCheckOfStatedEnds(t *testing.T) {
+	c := goodSetup(t)
+	mysql := databaseRole([]string{vault.MySQLEvent + mysqlUser}, []string{vault.MySQLRevocation})
+	other := databaseRole([]string{`{"db": "admin", "roles": [{"role": "readWrite"}]}`}, nil)
+	for name, tt := range map[string]struct {
+		engine map[string]any
+		end    string
+		remedy string // "" for none
+	}{
+		"mysql":                 {mysql, "", ""},
+		"mysql at its maximum":  {mysql, "maximum", ""},
+		"mysql with its lease":  {mysql, "lease", "engine_end: maximum"},
+		"others, not stated":    {other, "", "engine_end: none"},
+		"others, without end":   {other, "none", ""},
+		"postgresql by default": {databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation}), "", ""},
+	} {
+		c.write(t, databasePath, tt.engine)
+		section := map[string]any{"path": "database/creds/stint-orders-ro", "policy": "stint-orders-db-read"}
+		if tt.end != "" {
+			section["engine_end"] = tt.end
+		}
+		i := slices.IndexFunc(c.roles, func(r plugins.Role) bool { return r.Name == "orders-db-read" })
+		c.roles[i] = vaulttest.Role("orders-db-read", section)
+		found := c.check(t)
+		switch {
+		case tt.remedy == "" && len(found) > 0:
+			t.Errorf("%s: found %+v", name, found)
+		case tt.remedy != "" && (len(found) != 1 || found[0].Code != "engine-end" || !strings.Contains(found[0].Remedy, tt.remedy)):
+			t.Errorf("%s: found %+v", name, found)
+		}
+	}
 }

@@ -122,20 +122,42 @@ func (c *roleChecker) engineRole() {
 	if look := looks[c.mount.kind]; known && look != nil {
 		look(path)
 	}
-	switch c.mount.kind {
-	case "ssh":
+	switch {
+	case c.mount.kind == "ssh":
 		c.uncuttable()
-	case "consul", "nomad", "rabbitmq":
+	case slices.Contains(endless(), c.mount.kind):
 		c.endless()
+	case c.mount.kind != "" && c.mount.kind != "database" && !slices.Contains(own(), c.mount.kind):
+		c.unstated(c.mount.kind)
 	}
 }
 
 // endless is about systems whose credentials have no end of their own. What vault makes there and forgets, as when the answer is
-// lost, nobody was told; but nothing ends it, whatever the record says at worst.
+// lost, nobody was told; but nothing ends it.
 func (c *roleChecker) endless() {
 	c.weakens("engine-no-end", c.subject,
-		"what vault makes at "+c.mount.kind+" and forgets has no end of its own there: the record says ttl.max, and only an administrator of it ends it",
+		"what vault makes at "+c.mount.kind+" has no end of its own there: while vault is down it works on, and of what vault forgets only an administrator of it knows",
 		"compare what "+c.mount.kind+" has with `vault list sys/leases/lookup/"+c.recipe.Rule().Path+"` after a failure of either")
+	if c.recipe.EngineEnd != recipe.NoEnd {
+		c.wrongEnd(c.mount.kind+" ends nothing by itself", recipe.NoEnd)
+	}
+}
+
+// unstated is about engines of which nobody but the operator knows what ends what they make.
+func (c *roleChecker) unstated(engine string) {
+	if c.recipe.EngineEnd == "" {
+		c.wrongEnd("what ends what "+engine+" makes, if vault does not, is not known", recipe.NoEnd)
+	}
+}
+
+// wrongEnd is about a role by which the record would say too early until when something could work at worst.
+func (c *roleChecker) wrongEnd(because string, remedy recipe.EngineEnd) {
+	states := "the role does not state vault.engine_end"
+	if c.recipe.EngineEnd != "" {
+		states = "the role states vault.engine_end: " + string(c.recipe.EngineEnd)
+	}
+	c.breaks("engine-end", c.subject, because+", and "+states+": what the record says of it at worst may be too early",
+		fmt.Sprintf("vault: {engine_end: %s} in the role", remedy))
 }
 
 // uncuttable is about engines that take the mount's TTL and whose leases cannot be renewed, so not cut either.

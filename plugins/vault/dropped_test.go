@@ -87,7 +87,12 @@ func TestTidyingDropsNothing(t *testing.T) {
 func TestLeaseDroppedByForce(t *testing.T) {
 	d := newDown(t)
 	_, tried := issue(t, d.b, request(d.role, 5*time.Minute, nil))
-	_, untried := issue(t, d.b, request(d.role, 5*time.Minute, nil))
+	// The engine gives an hour, and the role says that cutting the lease moves the user's end.
+	moving := vaulttest.Role("orders-db-read", map[string]any{"path": ordersPath, "policy": "stint-orders-db-read", "engine_end": "lease"})
+	cred, untried := issue(t, d.b, request(moving, 5*time.Minute, nil))
+	if most := cred.NotAfter.Add(10 * time.Second); cred.UsableUntil.After(most) {
+		t.Errorf("usable at worst until %s, its lease ends at %s", cred.UsableUntil, cred.NotAfter)
+	}
 	d.pg.Stop(t)
 	if _, err := d.b.Revoke(t.Context(), tried); err == nil {
 		t.Fatal("revoked without PostgreSQL")

@@ -19,7 +19,7 @@ type handle struct {
 	Accessor string `json:"accessor,omitempty"` // of the credential's own token; empty for what List found
 	Lease    string `json:"lease,omitempty"`    // empty until it is known
 	Static   bool   `json:"static,omitempty"`   // a stored value without a lease
-	Until    int64  `json:"until,omitempty"`    // Unix time of the latest end of what Vault made and forgot
+	Until    int64  `json:"until,omitempty"`    // Unix time until when, at worst, what it stands for could work if Vault forgot it
 	// Certificate: a service that checks no revocation accepts it until it expires.
 	Certificate bool `json:"certificate,omitempty"`
 }

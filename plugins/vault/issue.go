@@ -48,7 +48,7 @@ func (b *Backend) issue(ctx context.Context, req plugins.Request) (plugins.Crede
 		return plugins.Credential{}, b.issueError(ctx, h, r.Policy, err)
 	}
 	defer reply.Wipe()
-	return b.accept(ctx, answer{reply: reply, recipe: r, handle: h, path: path, asked: asked, until: req.NotAfter})
+	return b.accept(ctx, answer{reply: reply, recipe: r, handle: h, path: path, asked: asked, answered: time.Now(), until: req.NotAfter})
 }
 
 // issueError says what a failed issue call may have left. A token that was refused is of no use any more.
@@ -68,12 +68,13 @@ func (b *Backend) issueError(ctx context.Context, h handle, policy string, err e
 
 // answer is what Vault said to an issue call, with what was asked.
 type answer struct {
-	reply  *rest.Reply
-	recipe recipe.Recipe
-	handle handle
-	path   string
-	asked  time.Time // just before the call that set the lease's end
-	until  time.Time // the end that was asked for
+	reply    *rest.Reply
+	recipe   recipe.Recipe
+	handle   handle
+	path     string
+	asked    time.Time // just before the call that set the lease's end
+	answered time.Time // just after it
+	until    time.Time // the end that was asked for
 }
 
 // accept turns an answer into a credential, or ends what was made.
@@ -104,6 +105,8 @@ func (b *Backend) credential(ctx context.Context, a *answer) (plugins.Credential
 		if cred.NotAfter, err = b.bind(ctx, a); err != nil {
 			return cred, err
 		}
+		cred.UsableUntil = a.worst(cred.NotAfter)
+		a.handle.Until = cred.UsableUntil.Unix()
 	}
 	a.handle.Certificate = a.recipe.Certificate()
 	if cred.Fields, cred.PublicRef, err = a.fields(); err != nil {

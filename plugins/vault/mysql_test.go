@@ -267,6 +267,38 @@ func TestDeadMansSwitchOfMySQL(t *testing.T) {
 	}
 }
 
+// TestMySQLEndsAtItsMaximum: cutting a lease leaves the event where it was. Where the lease is dropped by force while the database is
+// down, the user works on until then, which is what the credential and its end have said.
+func TestMySQLEndsAtItsMaximum(t *testing.T) {
+	t.Parallel()
+	const ttl, longest = 2 * time.Second, 20 * time.Second
+	h := newMySQLHouse(t, longest)
+	cred, held := issue(t, h.b, request(h.role, ttl, nil))
+	if cred.UsableUntil.Before(cred.NotAfter.Add(longest - ttl - time.Second)) {
+		t.Fatalf("usable at worst until %s, and its event ends it %s after it was made", cred.UsableUntil, longest)
+	}
+	h.m.Stop(t)
+	if err := h.f.Root.Sys().RevokeForceWithContext(t.Context(), "mysql/creds/stint-orders-mysql"); err != nil {
+		t.Fatal(err)
+	}
+	h.m.Restart(t)
+	h.super = h.m.Super(t)
+	ending := revoke(t, h.b, held, plugins.LostAtBackend)
+	if !ending.UsableUntil.Equal(cred.UsableUntil.Truncate(time.Second)) {
+		t.Errorf("the end says usable until %s, and the credential %s", ending.UsableUntil, cred.UsableUntil)
+	}
+	letIn := func() bool {
+		db := h.m.Open(t, cred.PublicRef, field(t, cred, "password"), "orders")
+		defer func() { _ = db.Close() }() // not one connection for each look
+		return db.PingContext(t.Context()) == nil
+	}
+	eventually(t, func() bool { return time.Now().After(cred.NotAfter.Add(2 * time.Second)) })
+	if !letIn() {
+		t.Error("the user is refused after its lease's end: the event has moved, and the statement is too pessimistic")
+	}
+	vaulttest.GoneInTime(t, vaulttest.Watch{What: "the login", End: ending.UsableUntil, Slack: vaulttest.EventSlack, Alive: letIn})
+}
+
 // inventory is the database, whose users a login lists that may read one column and nothing else.
 func (h mysqlHouse) inventory(t *testing.T) vault.Database {
 	t.Helper()

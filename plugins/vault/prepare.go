@@ -59,7 +59,7 @@ func (b *Backend) prepare(ctx context.Context, req plugins.Request) (plugins.Pre
 		}
 		return plugins.Prepared{}, err
 	}
-	made := handle{Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: b.latestEnd(ctx, req, asked)}
+	made := handle{Cluster: cluster, Accessor: reply.Auth.Accessor, Static: r.Kind == recipe.Static, Until: b.latestEnd(ctx, req, asked).Unix()}
 	h, err := made.encode()
 	if err != nil {
 		return plugins.Prepared{}, err
@@ -69,19 +69,19 @@ func (b *Backend) prepare(ctx context.Context, req plugins.Request) (plugins.Pre
 	}, nil
 }
 
-// engineSlack is what Vault's database engine adds to the end of the users that it makes, and room for rounding.
-const engineSlack = 6 * time.Second
-
-// latestEnd returns the latest instant, as Unix time, at which something could end that Vault makes for this request and
+// latestEnd returns the latest instant at which something could end that Vault makes for this request and
 // forgets. Vault may begin to make it until the deadline of the issue, which is the context's, and the horizon have passed; it
 // then lives as long as the engine gives by itself, which Check holds to the role's maximum.
-func (b *Backend) latestEnd(ctx context.Context, req plugins.Request, asked time.Time) int64 {
+func (b *Backend) latestEnd(ctx context.Context, req plugins.Request, asked time.Time) time.Time {
+	if r, err := recipe.Parse(req.Role); err == nil && r.EngineEnd == recipe.NoEnd {
+		return plugins.NoEnd()
+	}
 	made := asked
 	if deadline, ok := ctx.Deadline(); ok {
 		made = deadline
 	}
 	lives := max(req.Role.MaxTTL, req.NotAfter.Sub(asked))
-	return made.Add(b.cfg.MaxRequestDuration + lives + engineSlack).Unix()
+	return made.Add(b.cfg.MaxRequestDuration + lives + engineSlack)
 }
 
 // tokenWish is the body of auth/token/create. What stands in meta is in Vault's audit log.

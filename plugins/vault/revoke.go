@@ -23,7 +23,7 @@ const (
 // else (plugins.LostAtBackend): Vault itself gave its ID, so "invalid lease" means gone and not unknown. An attempt of
 // ours that a crash cut off looks the same as somebody else's, and the detail says so. Only a synchronous revoke that
 // succeeded shows that the engine ended what the lease stands for: a lease can also be dropped by force, or with a snapshot
-// that was restored. Without one the end counts as usable until the credential's own.
+// that was restored. Without one the end counts as usable until what the engine made ends by itself, if it does (engineEnd).
 //
 // Where Vault refused to issue, only the token is ended (plugins.NotIssued). A static value is plugins.Disclosed. Without
 // a lease otherwise, the token is ended with what it made, and the proof is plugins.Swept (see sweep).
@@ -105,17 +105,17 @@ func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held)
 	if ended {
 		return ending
 	}
-	last := held.NotAfter.Add(engineSlack)
-	switch {
-	case held.NotAfter.IsZero():
-		last = h.until()
-	case ending.At.After(held.NotAfter):
-		ending.Proof, ending.UsableUntil = plugins.Lapsed, held.NotAfter
-		ending.Detail += "; it had expired"
-		return ending
+	last := h.until()
+	if last.IsZero() { // of what List found, which tells no more
+		last = held.NotAfter.Add(engineSlack)
 	}
 	if last.After(ending.At) {
 		ending.UsableUntil = last
+	}
+	if end := held.NotAfter; !end.IsZero() && ending.At.After(end) && !last.After(latest(end.Add(engineSlack), ending.At)) {
+		ending.Proof, ending.UsableUntil = plugins.Lapsed, last
+		ending.Detail += "; it had expired"
+		return ending
 	}
 	if ours {
 		ending.Detail += "; gone after an attempt that failed (Vault went on with it, or somebody dropped it)"

@@ -8,6 +8,7 @@ import (
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/task"
+	"github.com/stint-dev/stint/plugins"
 )
 
 // SetClock makes the ledger look as it does once the machine's clock was set forward by d: every instant of what is open
@@ -33,7 +34,7 @@ func SetClock(tx *ledger.Tx, d time.Duration) error {
 
 func move(by time.Duration, instants ...*time.Time) {
 	for _, at := range instants {
-		if !at.IsZero() {
+		if !at.IsZero() && !at.Equal(plugins.NoEnd()) {
 			*at = at.Add(by)
 		}
 	}

@@ -1365,7 +1365,8 @@ type StopProgress struct {
 	Stuck int32 `protobuf:"varint,5,opt,name=stuck,proto3" json:"stuck,omitempty"`
 	// Open ones that have no end of their own, so that no instant can be stated for them.
 	Unbounded int32 `protobuf:"varint,6,opt,name=unbounded,proto3" json:"unbounded,omitempty"`
-	// Until when, at worst, one of them could still work where revocation is honoured; unset where that has passed.
+	// Until when, at worst, one of them could still work where revocation is honoured, but for the unbounded; unset where that
+	// has passed, 9999-12-31T23:59:59Z where one is gone at its backend and nobody saw that it ended where it is used.
 	UsableUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=usable_until,json=usableUntil,proto3" json:"usable_until,omitempty"`
 	// Until when relying parties that check no revocation accept a certificate of them; unset where that has passed.
 	UncheckedUntil *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=unchecked_until,json=uncheckedUntil,proto3" json:"unchecked_until,omitempty"`

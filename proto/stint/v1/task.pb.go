@@ -721,7 +721,8 @@ type TeardownSummary struct {
 	ByProof map[string]int32 `protobuf:"bytes,3,rep,name=by_proof,json=byProof,proto3" json:"by_proof,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Leases whose end is overdue.
 	Stuck int32 `protobuf:"varint,4,opt,name=stuck,proto3" json:"stuck,omitempty"`
-	// Until when, at worst, something of this task could still work where revocation is honoured.
+	// Until when, at worst, something of this task could still work where revocation is honoured. 9999-12-31T23:59:59Z
+	// (RFC 5280 section 4.1.2.5) means that nothing is known to end it but its backend.
 	UsableUntil *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=usable_until,json=usableUntil,proto3" json:"usable_until,omitempty"`
 	// Until when relying parties that check no revocation accept a certificate of this task.
 	UncheckedUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=unchecked_until,json=uncheckedUntil,proto3" json:"unchecked_until,omitempty"`
@@ -2010,7 +2011,8 @@ type Lease struct {
 	Exposure *Exposure `protobuf:"bytes,9,opt,name=exposure,proto3" json:"exposure,omitempty"`
 	// When its end was established.
 	RevokedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
-	// The last instant at which it could have worked, or could still.
+	// The last instant at which it could have worked, or could still at worst; unset where that is its own end.
+	// 9999-12-31T23:59:59Z (RFC 5280 section 4.1.2.5) means that nothing is known to end it but its backend.
 	UsableUntil *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=usable_until,json=usableUntil,proto3" json:"usable_until,omitempty"`
 	// Until when relying parties that check no revocation accept it.
 	UncheckedUntil *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=unchecked_until,json=uncheckedUntil,proto3" json:"unchecked_until,omitempty"`

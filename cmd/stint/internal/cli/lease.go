@@ -102,7 +102,7 @@ func leaseTable(w io.Writer, l *stintv1.Lease, now time.Time) error {
 	t.Row("Issued", l.GetCreateTime().AsTime().Format(time.RFC3339))
 	t.Row("Exposure", join(exposure(l.GetExposure()), l.GetExposure().GetReason()))
 	if l.GetUsableUntil() != nil {
-		t.Row("Usable", "until "+l.GetUsableUntil().AsTime().Format(time.RFC3339))
+		t.Row("Usable", render.Worst(l.GetUsableUntil(), now))
 	}
 	if detail := endDetail(l, now); detail != "" {
 		t.Row("End", detail)

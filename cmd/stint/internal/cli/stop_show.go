@@ -105,7 +105,7 @@ func stopTable(w io.Writer, of stopTarget, f stopFlags, p *stintv1.StopProgress,
 		t.Row("Not ended", fmt.Sprintf("%d disclosed: the broker cannot end them, they go on working", n))
 	}
 	if p.GetUsableUntil() != nil && p.GetOpen() == 0 {
-		t.Row("Usable", "until "+render.Clock(p.GetUsableUntil(), now)+" at worst")
+		t.Row("Usable", render.Worst(p.GetUsableUntil(), now))
 	}
 	if p.GetUncheckedUntil() != nil {
 		t.Row("Without CRL", "accepted until "+render.Clock(p.GetUncheckedUntil(), now))
@@ -124,7 +124,7 @@ func openLine(p *stintv1.StopProgress, now time.Time) string {
 	}
 	switch until := p.GetUsableUntil(); {
 	case until.AsTime().After(now):
-		line += ", usable until " + render.Clock(until, now) + " at worst"
+		line += ", usable " + render.Worst(until, now)
 	case until != nil: // a backend without a clock of its own may go on accepting it
 		line += ", usable until proven ended"
 	}

@@ -133,10 +133,13 @@ func TestOpenEnds(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 5, 1, 10, 0, 0, 0, time.UTC)
 	later, before := timestamppb.New(now.Add(time.Hour)), timestamppb.New(now.Add(-time.Hour))
+	never := timestamppb.New(time.Date(9999, time.December, 31, 23, 59, 59, 0, time.UTC))
 	for want, sum := range map[string]*stintv1.TeardownSummary{
 		"until 11:00:00Z at worst":          {Leases: 3, Final: 1, UsableUntil: later},
 		"until proven ended, 2 of 3 leases": {Leases: 3, Final: 1, UsableUntil: before},
 		"no longer":                         {Leases: 3, Final: 3, UsableUntil: before},
+		"until proven ended, 1 of 3 leases": {Leases: 3, Final: 2, UsableUntil: never},
+		"without a known end":               {Leases: 3, Final: 3, UsableUntil: never},
 	} {
 		if got := usable(sum, now); got != want {
 			t.Errorf("%v is usable %q, want %q", sum, got, want)
@@ -144,6 +147,8 @@ func TestOpenEnds(t *testing.T) {
 	}
 	for want, p := range map[string]*stintv1.StopProgress{
 		"2, usable until 11:00:00Z at worst": {Open: 2, UsableUntil: later}, "2, usable until proven ended": {Open: 2, UsableUntil: before},
+		"3, usable until 11:00:00Z at worst, 1 without an end of its own": {Open: 3, UsableUntil: later, Unbounded: 1},
+		"1, 1 without an end of its own":                                  {Open: 1, Unbounded: 1},
 	} {
 		if got := openLine(p, now); got != want {
 			t.Errorf("%q, want %q", got, want)

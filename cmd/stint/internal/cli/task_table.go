@@ -163,9 +163,9 @@ func teardown(task *stintv1.Task) string {
 func usable(sum *stintv1.TeardownSummary, now time.Time) string {
 	open, until := sum.GetLeases()-sum.GetFinal(), sum.GetUsableUntil()
 	switch {
-	case until.AsTime().After(now):
-		return "until " + render.Clock(until, now) + " at worst"
-	case open > 0: // a backend without a clock of its own may go on accepting it
+	case until.AsTime().After(now) && (open == 0 || !render.Endless(until)):
+		return render.Worst(until, now)
+	case open > 0: // what has no clock of its own may go on accepting it
 		return fmt.Sprintf("until proven ended, %d of %s", open, plural(int(sum.GetLeases()), "lease"))
 	default:
 		return "no longer"

@@ -45,6 +45,18 @@ func Clock(t *timestamppb.Timestamp, now time.Time) string {
 	return at.Format(time.RFC3339)
 }
 
+// Worst writes until when something could work: "until 10:28:00Z at worst". The broker writes no known end as the year 9999
+// (RFC 5280 section 4.1.2.5).
+func Worst(t *timestamppb.Timestamp, now time.Time) string {
+	if Endless(t) {
+		return "without a known end"
+	}
+	return "until " + Clock(t, now) + " at worst"
+}
+
+// Endless reports whether an instant stands for no known end.
+func Endless(t *timestamppb.Timestamp) bool { return t != nil && t.AsTime().Year() == 9999 }
+
 // Until writes how long it is until an instant: "13m40s", "over" when it has passed; "-" for nil.
 func Until(t *timestamppb.Timestamp, now time.Time) string {
 	if t == nil {

@@ -24,6 +24,16 @@ const (
 	Static Kind = "static" // a stored value without a lease (KV): it cannot be ended
 )
 
+// EngineEnd says what ends a credential where it is used, if Vault never does.
+type EngineEnd string
+
+// The engine's own ends. An empty one is not stated.
+const (
+	WithLease EngineEnd = "lease"   // it moves with the lease, as PostgreSQL's VALID UNTIL does
+	AtMaximum EngineEnd = "maximum" // it stays where it was when Vault made it, as MySQL's event does
+	NoEnd     EngineEnd = "none"    // there is none
+)
+
 // section is the JSON of a role's "vault" key.
 type section struct {
 	Path      string            `json:"path"`
@@ -33,6 +43,7 @@ type section struct {
 	Fields    map[string]string `json:"fields"`
 	Kind      Kind              `json:"kind"`
 	PublicRef string            `json:"public_ref"`
+	EngineEnd EngineEnd         `json:"engine_end"`
 }
 
 // Recipe is a role's vault section, checked.
@@ -43,6 +54,8 @@ type Recipe struct {
 	Fields map[string]string
 	// PublicRef is the key in Vault's answer that names the credential publicly; empty: chosen by what is there.
 	PublicRef string
+	// EngineEnd is what the operator says of the engine.
+	EngineEnd EngineEnd
 
 	method   string
 	segments []template
@@ -69,7 +82,7 @@ func parse(role plugins.Role) (Recipe, error) {
 	if err := decodeStrict(role.Config, &s); err != nil {
 		return Recipe{}, err
 	}
-	r := Recipe{Kind: s.Kind, Policy: s.Policy, Fields: s.Fields, PublicRef: s.PublicRef, method: s.Method}
+	r := Recipe{Kind: s.Kind, Policy: s.Policy, Fields: s.Fields, PublicRef: s.PublicRef, EngineEnd: s.EngineEnd, method: s.Method}
 	if err := r.defaults(s, role); err != nil {
 		return Recipe{}, err
 	}
@@ -101,7 +114,7 @@ func decodeStrict(config []byte, s *section) error {
 	dec.DisallowUnknownFields()
 	dec.UseNumber()
 	if err := dec.Decode(s); err != nil {
-		return fmt.Errorf("vault: %w (known keys: data, fields, kind, method, path, policy, public_ref)",
+		return fmt.Errorf("vault: %w (known keys: data, engine_end, fields, kind, method, path, policy, public_ref)",
 			errors.New(strings.TrimPrefix(err.Error(), "json: ")))
 	}
 	if dec.More() {
@@ -122,6 +135,9 @@ func (r *Recipe) defaults(s section, role plugins.Role) error {
 	default:
 		return fmt.Errorf("vault.kind is %q; known are lease, static", r.Kind)
 	}
+	if err := r.checkEngineEnd(); err != nil {
+		return err
+	}
 	switch {
 	case r.method == "" && len(s.Data) > 0:
 		r.method = "update"
@@ -133,6 +149,16 @@ func (r *Recipe) defaults(s section, role plugins.Role) error {
 		return fmt.Errorf("vault.method is %q; known are read, update", r.method)
 	}
 	return checkPolicyName(r.Policy)
+}
+
+func (r *Recipe) checkEngineEnd() error {
+	switch {
+	case !slices.Contains([]EngineEnd{"", WithLease, AtMaximum, NoEnd}, r.EngineEnd):
+		return fmt.Errorf("vault.engine_end is %q; known are lease, maximum, none", r.EngineEnd)
+	case r.EngineEnd != "" && r.Kind == Static:
+		return errors.New("vault.engine_end is about leases, and vault.kind is static")
+	}
+	return nil
 }
 
 func checkPolicyName(name string) error {

@@ -37,6 +37,8 @@ func TestParseRefuses(t *testing.T) {
 		"an undeclared parameter":  {`{"path":"db/creds/stint-{{ .params.b }}","policy":"stint-x"}`, "no parameter b"},
 		"data of a read":           {`{"path":"db/creds/stint-x","policy":"stint-x","method":"read","data":{"a":"b"}}`, "vault.method"},
 		"an unknown method":        {`{"path":"db/creds/stint-x","policy":"stint-x","method":"delete"}`, "vault.method"},
+		"an unknown end":           {`{"path":"db/creds/stint-x","policy":"stint-x","engine_end":"soon"}`, "vault.engine_end"},
+		"an end of a stored value": {`{"path":"kv/data/x","policy":"stint-x","kind":"static","engine_end":"none"}`, "vault.engine_end"},
 		"an unknown kind":          {`{"path":"db/creds/stint-x","policy":"stint-x","kind":"x"}`, "vault.kind"},
 		"nested data":              {`{"path":"db/creds/stint-x","policy":"stint-x","data":{"a":{}}}`, "vault.data.a"},
 		"no policy":                {`{"path":"db/creds/stint-x"}`, "vault.policy"},

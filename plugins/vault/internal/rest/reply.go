@@ -13,6 +13,7 @@ type Reply struct {
 	LeaseID       string                     `json:"lease_id"`
 	LeaseDuration int64                      `json:"lease_duration"` // seconds
 	Renewable     bool                       `json:"renewable"`
+	MountType     string                     `json:"mount_type"` // "database"; empty before Vault 1.16
 	Data          map[string]json.RawMessage `json:"data"`
 	Warnings      []string                   `json:"warnings"`
 	Auth          *Auth                      `json:"auth"`

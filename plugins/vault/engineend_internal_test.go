@@ -1,0 +1,42 @@
+package vault
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/vault/internal/recipe"
+	"github.com/stint-dev/stint/plugins/vault/internal/rest"
+)
+
+// TestWorst: an engine that is known has its own end whatever the role says, and one that is not has the worst.
+func TestWorst(t *testing.T) {
+	t.Parallel()
+	answered := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	cut, given := answered.Add(time.Minute), answered.Add(time.Hour)
+	for _, tt := range []struct {
+		mount  string
+		stated recipe.EngineEnd
+		want   time.Time
+	}{
+		{"ssh", "", cut},
+		{"pki", "", cut},
+		{"ssh", recipe.AtMaximum, cut},
+		{"database", "", given.Add(engineSlack)},
+		{"database", recipe.AtMaximum, given.Add(engineSlack)},
+		{"database", recipe.WithLease, cut.Add(engineSlack)},
+		{"database", recipe.NoEnd, plugins.NoEnd()},
+		{"consul", "", plugins.NoEnd()},
+		{"consul", recipe.WithLease, plugins.NoEnd()},
+		{"somebody-s", "", plugins.NoEnd()},
+		{"somebody-s", recipe.WithLease, cut.Add(engineSlack)},
+		{"", "", given.Add(engineSlack)},
+	} {
+		a := answer{
+			reply: &rest.Reply{MountType: tt.mount, LeaseDuration: 3600}, recipe: recipe.Recipe{EngineEnd: tt.stated}, answered: answered,
+		}
+		if got := a.worst(cut); !got.Equal(tt.want) {
+			t.Errorf("of engine %q, stated %q: %s, want %s", tt.mount, tt.stated, got, tt.want)
+		}
+	}
+}
