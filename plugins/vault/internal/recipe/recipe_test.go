@@ -38,7 +38,6 @@ func TestParseRefuses(t *testing.T) {
 		"data of a read":           {`{"path":"db/creds/stint-x","policy":"stint-x","method":"read","data":{"a":"b"}}`, "vault.method"},
 		"an unknown method":        {`{"path":"db/creds/stint-x","policy":"stint-x","method":"delete"}`, "vault.method"},
 		"an unknown end":           {`{"path":"db/creds/stint-x","policy":"stint-x","engine_end":"soon"}`, "vault.engine_end"},
-		"an end of a stored value": {`{"path":"kv/data/x","policy":"stint-x","kind":"static","engine_end":"none"}`, "vault.engine_end"},
 		"an unknown kind":          {`{"path":"db/creds/stint-x","policy":"stint-x","kind":"x"}`, "vault.kind"},
 		"nested data":              {`{"path":"db/creds/stint-x","policy":"stint-x","data":{"a":{}}}`, "vault.data.a"},
 		"no policy":                {`{"path":"db/creds/stint-x"}`, "vault.policy"},
@@ -53,6 +52,11 @@ func TestParseRefuses(t *testing.T) {
 				t.Errorf("got %v, want one that says %q", err, tt.says)
 			}
 		})
+	}
+	stored := role(`{"path":"kv/data/x","policy":"stint-x","kind":"static","engine_end":"none"}`)
+	stored.AcceptPermanent = true
+	if _, err := recipe.Parse(stored); err == nil || !strings.Contains(err.Error(), "vault.engine_end") {
+		t.Errorf("an engine's end of a stored value: %v", err)
 	}
 }
 
