@@ -35,6 +35,8 @@ type checked struct {
 	token secret.Value // of check alone
 	own   string       // the policy of Stint's own token
 	roles []plugins.Role
+	// beside is the code of a finding that is there as well.
+	beside string
 }
 
 func goodSetup(t *testing.T) checked {
