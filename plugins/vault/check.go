@@ -55,7 +55,7 @@ func (b *Backend) CheckWith(ctx context.Context, token secret.Value, roles []plu
 	for _, role := range roles {
 		c.role(role, mounts)
 	}
-	c.databases()
+	c.databases(roles)
 	c.notReadable()
 	return c.findings
 }

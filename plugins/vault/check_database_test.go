@@ -7,6 +7,7 @@ import (
 
 	"github.com/stint-dev/stint/plugins"
 	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/vault"
 	"github.com/stint-dev/stint/plugins/vault/vaulttest"
 )
 
@@ -63,6 +64,7 @@ func TestCheckOfDatabaseUsers(t *testing.T) {
 	cfg := f.Config()
 	for want, password := range map[string]string{"": "", "database-users": "wrong"} {
 		d := inventory(t, pg)
+		d.Roles = []string{role.Name}
 		if password != "" {
 			d.Password = vaulttest.Static(password)
 		}
@@ -75,6 +77,35 @@ func TestCheckOfDatabaseUsers(t *testing.T) {
 		}
 		if strings.Join(got, " ") != want {
 			t.Errorf("password %q: found %q, want %q", password, got, want)
+		}
+	}
+}
+
+// TestCheckOfDatabaseRoles says when the roles of a database are of nobody.
+func TestCheckOfDatabaseRoles(t *testing.T) {
+	f, pg := shared(t), servers.Postgres(t)
+	role := f.SSH(t)
+	cfg := f.Config()
+	for _, tt := range []struct {
+		name  string
+		roles []plugins.Role
+		want  int
+	}{
+		{role.Name, []plugins.Role{role}, 0},
+		{"order-db-read", []plugins.Role{role}, 1},
+		{"order-db-read", nil, 0}, // which roles there are is not known
+	} {
+		d := inventory(t, pg)
+		d.Roles = []string{tt.name}
+		cfg.Databases = []vault.Database{d}
+		n := 0
+		for _, found := range backend(t, cfg).CheckWith(t.Context(), secret.FromString(f.Server.RootToken), tt.roles) {
+			if found.Code == "database-role-unknown" {
+				n++
+			}
+		}
+		if n != tt.want {
+			t.Errorf("roles [%s] with %d known: %d findings, want %d", tt.name, len(tt.roles), n, tt.want)
 		}
 	}
 }
