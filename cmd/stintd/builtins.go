@@ -96,7 +96,8 @@ func named(name string, err error) []error {
 	return []error{fmt.Errorf("%s: %w", name, err)}
 }
 
-// keepsState says whether a backend has state on disk that only one instance may write: an embedded CA's CRL.
+// keepsState says whether a backend has state on disk that only one instance may write: an embedded CA's CRL. The list of what
+// was signed may be written by two.
 func keepsState(block config.Backend) bool {
 	var b stepcaBlock
 	return block.Type == "stepca" && config.DecodeBackend(block, &b) == nil && stepca.Mode(b.Mode) != stepca.Remote
@@ -229,7 +230,7 @@ func openStepCA(block config.Backend, s surroundings) (plugins.Backend, error) {
 	}
 	var err error
 	if cfg.Mode == stepca.Remote {
-		cfg.Remote, err = b.remote()
+		cfg.Remote, err = b.remote(caDir(s.cfg, block))
 	} else {
 		cfg.Embedded, err = b.embedded(caDir(s.cfg, block))
 	}
@@ -239,15 +240,15 @@ func openStepCA(block config.Backend, s surroundings) (plugins.Backend, error) {
 	return stepca.New(cfg, s.logger)
 }
 
-// caDir is where an embedded CA keeps its key and its CRL.
+// caDir is where a CA's list of what it has signed is, and where an embedded one keeps its key and its CRL.
 func caDir(cfg *config.Config, block config.Backend) string {
 	return filepath.Join(cfg.DataDir, "ca", block.Name)
 }
 
-func (b stepcaBlock) remote() (stepca.RemoteConfig, error) {
+func (b stepcaBlock) remote(dir string) (stepca.RemoteConfig, error) {
 	root, rootErr := readPEM("root_file", b.RootFile)
 	key, keyErr := loadRef("key", b.Key)
-	return stepca.RemoteConfig{URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key}, errors.Join(rootErr, keyErr)
+	return stepca.RemoteConfig{URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key, DataDir: dir}, errors.Join(rootErr, keyErr)
 }
 
 func (b stepcaBlock) embedded(dir string) (stepca.EmbeddedConfig, error) {

@@ -251,7 +251,7 @@ func revokeAt(t *testing.T, ca *servertest.StepCA, l *stintv1.Lease) {
 	}
 	backend, err := stepca.New(stepca.Config{
 		Instance: "stepca/remote", Mode: stepca.Remote, TaskTrustDomain: "tasks.example.org",
-		Remote: stepca.RemoteConfig{URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key)},
+		Remote: stepca.RemoteConfig{URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key), DataDir: t.TempDir()},
 	}, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)

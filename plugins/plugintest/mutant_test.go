@@ -32,6 +32,7 @@ type mutant struct {
 	find       func(context.Context, plugins.Handle) (plugins.Found, error)
 	key        func(plugins.Handle) string
 	accounts   func(context.Context, string) iter.Seq2[plugins.Account, error]
+	issued     func(context.Context, plugins.Found) plugins.Found // of a registrar
 }
 
 func (m *mutant) Descriptor() plugins.Descriptor {
@@ -226,6 +227,7 @@ func mutants() map[string]breach {
 		}, "goroutines"},
 	}
 	maps.Copy(all, accountMutants())
+	maps.Copy(all, registerMutants())
 	return all
 }
 
@@ -275,6 +277,9 @@ func runMutant(t *testing.T, change breach) {
 	m := &mutant{Memory: plugintest.NewMemory(plugintest.MemoryConfig{Systems: systems()})}
 	change.change(m)
 	h := harness(m, m.Memory, `{}`)
+	if m.issued != nil {
+		h.Backend = &registrar{mutant: m}
+	}
 	plugintest.Run(t, h)
 }
 

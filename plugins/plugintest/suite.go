@@ -69,6 +69,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("prepare", s.prepare)
 	t.Run("list", s.list)
 	t.Run("accounts", s.accounts)
+	t.Run("register", s.register)
 	t.Run("publish", s.publish)
 	t.Run("break and heal", s.breakAndHeal)
 	t.Run("goroutines", s.goroutines)

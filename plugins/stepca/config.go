@@ -59,8 +59,8 @@ type Config struct {
 
 // EmbeddedConfig is an embedded CA's own part.
 type EmbeddedConfig struct {
-	// DataDir holds crl.der, and the CA's key and certificate when it makes its own. Made with mode 0700. Only one
-	// process may use it at a time; the caller sees to that.
+	// DataDir holds crl.der, the list of what was signed, and the CA's key and certificate when it makes its own. Made with
+	// mode 0700. Only one process may use it at a time; the caller sees to that.
 	DataDir string
 	// IssuerCert is an operator's own CA in PEM, the one that signs first, then further intermediates. Empty makes a root.
 	IssuerCert []byte
@@ -80,6 +80,9 @@ type RemoteConfig struct {
 	Provisioner string
 	// Key is the provisioner's private key, a JWK with kid (RFC 7517).
 	Key secret.Value
+	// DataDir holds the list of what step-ca was asked to sign. Made with mode 0700. Two instances may use it, where one
+	// replaces the other.
+	DataDir string
 }
 
 // settings is a checked Config.
@@ -90,6 +93,8 @@ type settings struct {
 	arc    arcIDs
 	// rename is os.Rename: the moment at which a file that was written counts, where tests end the process.
 	rename func(from, to string) error
+	// sync is os.File.Sync: the moment at which lines that were appended count, the same.
+	sync func(*os.File) error
 }
 
 // errConfig begins every error about a Config.
@@ -104,7 +109,7 @@ func (c Config) check() (settings, error) {
 			c.CRLValidity = DefaultRemoteCRLValidity
 		}
 	}
-	s := settings{Config: c, rename: os.Rename}
+	s := settings{Config: c, rename: os.Rename, sync: (*os.File).Sync}
 	var faults []error
 	var err error
 	if s.domain, err = spiffeid.TrustDomainFromString(c.TaskTrustDomain); err != nil {

@@ -28,9 +28,9 @@ const (
 	crashStep = "STINT_STEPCA_CRASH_STEP"
 )
 
-// TestKilledAtEveryStep kills a process with SIGKILL at every step of an embedded CA: at each file that its starts write and
-// at each CRL that a revocation signs, before and after. The next start finishes what was cut off: it is the same CA once one
-// was started, every revocation that was acknowledged is on its CRL, and no CRL has the number of one that may have been read.
+// TestKilledAtEveryStep kills a process with SIGKILL at every step of an embedded CA: at each file that its starts write, at
+// each line about what it signs and at each CRL that a revocation signs, before and after. The next start finishes what was cut off: it is the same CA once one
+// was started, every certificate that it handed out is in its list, every revocation that was acknowledged is on its CRL, and no CRL has the number of one that may have been read.
 func TestKilledAtEveryStep(t *testing.T) {
 	t.Parallel()
 	if dir := os.Getenv(crashDir); dir != "" {
@@ -39,7 +39,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 	want := []string{
 		"CRL signed", "CRL unsigned", "crl.der in place", "crl.der written",
-		"crl.der.damaged- in place", "crl.der.damaged- written",
+		"crl.der.damaged- in place", "crl.der.damaged- written", "line appended", "line on disk", "since in place", "since written",
 	}
 	for name, c := range map[string]struct {
 		prepare func(t *testing.T, dir string)
@@ -104,6 +104,7 @@ type said struct {
 	step    string // at which it died; "" where it came to its end
 	root    string // of a CA that was started
 	number  *big.Int
+	issued  []plugins.LeaseID // handed out
 	revoked []plugins.LeaseID // acknowledged
 	damaged bool              // its CRL was, after all that
 }
@@ -130,6 +131,8 @@ func killAtStep(t *testing.T, dir string, n int) said {
 			s.root = rest
 		case "number":
 			s.number.SetString(rest, 10)
+		case "issued":
+			s.issued = append(s.issued, leaseNamed(t, rest))
 		case "revoked":
 			s.revoked = append(s.revoked, leaseNamed(t, rest))
 		case "damaged":
@@ -174,7 +177,7 @@ func (s said) startAgain(t *testing.T, dir string) {
 		if _, err := b.Revoke(t.Context(), held(req, cred)); err != nil || !works || accepts(t, b)(t.Context(), cred) {
 			t.Errorf("a certificate is accepted before it is revoked: %t; revoking it says %v", works, err)
 		}
-		s.root, s.number, s.revoked = rootOf(b), b.current(t).number, append(s.revoked, req.Lease)
+		s.root, s.number, s.revoked, s.issued = rootOf(b), b.current(t).number, append(s.revoked, req.Lease), append(s.issued, req.Lease)
 	}
 }
 
@@ -187,6 +190,17 @@ func (s said) check(t *testing.T, b *Backend) {
 	for _, lease := range s.revoked {
 		if !c.holds(lease) {
 			t.Errorf("the revocation of %s was acknowledged and is not on CRL %s", lease, c.number)
+		}
+	}
+	list, faults := listed(t, b)
+	for _, lease := range s.issued {
+		if _, ok := list[lease]; !ok {
+			t.Errorf("%s was handed out and is not in the list", lease)
+		}
+	}
+	for _, err := range faults { // an operator's CA may have signed before
+		if !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("the list ends with %v", err)
 		}
 	}
 	if s.root != "" && s.root != rootOf(b) {
@@ -222,6 +236,14 @@ func (m *mortal) rename(from, to string) error {
 	return err
 }
 
+// sync is os.File.Sync between two steps.
+func (m *mortal) sync(f *os.File) error {
+	m.step("line appended")
+	err := f.Sync()
+	m.step("line on disk")
+	return err
+}
+
 // mortalSigner signs between two steps.
 type mortalSigner struct {
 	apiv1.CertificateAuthorityCRLGenerator
@@ -244,7 +266,7 @@ func (m *mortal) start(t *testing.T, dir string) *Backend {
 	t.Helper()
 	s, err := crashConfig(t, dir).check()
 	must(t, err)
-	s.rename = m.rename
+	s.rename, s.sync = m.rename, m.sync
 	ca, err := openEmbedded(&s, zap.NewNop())
 	must(t, err)
 	ca.revoked.signer = mortalSigner{ca.revoked.signer, m}
@@ -274,6 +296,7 @@ func (*mortal) revoke(t *testing.T, b *Backend) {
 	t.Helper()
 	req := newRequest(t)
 	cred, _ := issue(t, b, req)
+	say("issued", req.Lease.String())
 	_, err := b.Revoke(t.Context(), held(req, cred))
 	must(t, err)
 	say("number", b.current(t).number.String())

@@ -3,6 +3,7 @@ package stepca
 import (
 	"context"
 	"fmt"
+	"iter"
 	"path/filepath"
 	"time"
 
@@ -19,6 +20,7 @@ type embedded struct {
 	issuer   *issuer
 	ca       *softcas.SoftCAS
 	revoked  *revocations
+	journal  *journal
 }
 
 // openEmbedded reads or makes what is in the data directory.
@@ -36,16 +38,24 @@ func openEmbedded(s *settings, logger *zap.Logger) (*embedded, error) {
 	r := &revocations{
 		settings: s, issuer: is, signer: ca, logger: logger, path: filepath.Join(dir, crlFile), group: newGroup[revocation](),
 	}
-	if err := r.open(now); err != nil {
+	if err = r.open(now); err != nil {
 		return nil, err
 	}
-	if err := is.finish(s); err != nil {
+	since := now
+	if !is.used && is.file == certFile { // its key is new
+		since = time.Time{}
+	}
+	j, err := openJournal(s, dir, since)
+	if err != nil {
 		return nil, err
 	}
-	return &embedded{settings: s, issuer: is, ca: ca, revoked: r}, nil
+	if err = is.finish(s); err != nil {
+		return nil, err
+	}
+	return &embedded{settings: s, issuer: is, ca: ca, revoked: r, journal: j}, nil
 }
 
-// sign makes the certificate and returns its chain in DER, leaf first.
+// sign makes the certificate and returns its chain in DER, leaf first, when it is in the list of what was signed.
 func (e *embedded) sign(ctx context.Context, l *leaf) ([][]byte, error) {
 	switch {
 	case ctx.Err() != nil:
@@ -67,6 +77,10 @@ func (e *embedded) sign(ctx context.Context, l *leaf) ([][]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w: %w", plugins.ErrUnavailable, plugins.ErrNotIssued, err)
 	}
+	if err := e.journal.add(ctx, l); err != nil {
+		e.revoked.group.join([]revocation{{lease: l.lease, notAfter: l.notAfter}}) // the next CRL holds what is dropped
+		return nil, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
+	}
 	return append([][]byte{made.Certificate.Raw}, ders(e.issuer.chain)...), nil
 }
 
@@ -86,6 +100,11 @@ func (e *embedded) crl(context.Context) ([]byte, error) { return e.revoked.curre
 func (e *embedded) roots() [][]byte { return ders(e.issuer.roots) }
 
 func (e *embedded) intermediates() [][]byte { return ders(e.issuer.chain) }
+
+// issued yields what was signed: nobody else has the CA's key.
+func (e *embedded) issued(ctx context.Context) iter.Seq2[plugins.Found, error] {
+	return e.journal.issued(ctx, time.Now())
+}
 
 func (e *embedded) run(ctx context.Context) error { return e.revoked.run(ctx) }
 

@@ -36,7 +36,7 @@ func removeUnfinished(dir string) error {
 	}
 	for _, e := range entries {
 		ours := func(name string) bool { return strings.HasPrefix(e.Name(), "."+name) }
-		if slices.ContainsFunc([]string{certFile, keyFile, issuerFile, crlFile}, ours) {
+		if slices.ContainsFunc([]string{certFile, keyFile, issuerFile, crlFile, sinceFile}, ours) {
 			err = errors.Join(err, os.Remove(filepath.Join(dir, e.Name())))
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"iter"
 	"math/big"
 	"net/http"
 	"sync/atomic"
@@ -46,6 +47,7 @@ type remote struct {
 	issuers atomic.Pointer[[]*x509.Certificate]
 	current atomic.Pointer[crl]
 	fetches *group[struct{}]
+	journal *journal
 	// lost are revocations that step-ca has to be asked for again. It belongs to the fetch that runs.
 	lost map[plugins.LeaseID]entry
 }
@@ -66,17 +68,25 @@ func newRemote(s *settings, logger *zap.Logger) (*remote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
+	j, err := openJournal(s, c.DataDir, time.Now())
+	if err != nil {
+		return nil, err
+	}
 	return &remote{
 		settings: s, client: newClient(c.URL, pool(roots)), tokens: t, logger: logger, pinned: roots, fetches: newGroup[struct{}](),
-		lost: map[plugins.LeaseID]entry{},
+		journal: j, lost: map[plugins.LeaseID]entry{},
 	}, nil
 }
 
-// sign asks for the certificate, and hands it out only if it is what was asked for.
+// sign asks for the certificate, which is in the list by then, so that a lost answer is in it too; and hands it out only if it
+// is what was asked for.
 func (r *remote) sign(ctx context.Context, l *leaf) ([][]byte, error) {
 	token, err := r.tokens.forSign(ctx, r.client.base+pathSign, l, r.settings.CRLURL)
 	if err != nil {
 		return nil, refuse(err)
+	}
+	if err = r.journal.add(ctx, l); err != nil {
+		return nil, fmt.Errorf("%w: %w", plugins.ErrNotIssued, err)
 	}
 	status, body, err := r.client.post(ctx, pathSign, map[string]string{
 		"csr":      string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: l.csr.Raw})),
@@ -238,6 +248,18 @@ func (r *remote) crl(context.Context) ([]byte, error) {
 		return c.der, nil
 	}
 	return nil, fmt.Errorf("%w: no CRL fetched yet", plugins.ErrUnavailable)
+}
+
+// issued yields what this backend has asked for.
+func (r *remote) issued(ctx context.Context) iter.Seq2[plugins.Found, error] {
+	return func(yield func(plugins.Found, error) bool) {
+		for f, err := range r.journal.issued(ctx, time.Now()) {
+			if !yield(f, err) {
+				return
+			}
+		}
+		yield(plugins.Found{}, &plugins.PartialError{Problem: "what step-ca has signed for others is not listed"})
+	}
 }
 
 func (r *remote) roots() [][]byte { return ders(r.pinned) }

@@ -44,7 +44,7 @@ func remoteConfig(t *testing.T, ca *servertest.StepCA) Config {
 	must(t, err)
 	return Config{
 		Instance: "stepca/remote", Mode: Remote, TaskTrustDomain: testDomain, CRLURL: testCRLURL, CRLValidity: time.Minute,
-		Remote: RemoteConfig{URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key)},
+		Remote: RemoteConfig{URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key), DataDir: t.TempDir()},
 	}
 }
 
@@ -259,6 +259,20 @@ func TestRemoteLostAnswer(t *testing.T) {
 	if !errors.Is(err, plugins.ErrUnavailable) || errors.Is(err, plugins.ErrNotIssued) {
 		t.Errorf("issue said %v, want ErrUnavailable and not ErrNotIssued", err)
 	}
+	if all, faults := listed(t, b); len(all) != 1 || len(faults) != 2 {
+		t.Errorf("listed are %v, and it ends with %v", all, faults)
+	}
+}
+
+// TestRemoteJournalFirst asks step-ca for nothing that cannot be written down before.
+func TestRemoteJournalFirst(t *testing.T) {
+	b := fakeServer(t, func(http.ResponseWriter, *http.Request) { t.Error("step-ca was asked") })
+	ca, _ := b.ca.(*remote)
+	must(t, os.RemoveAll(ca.journal.dir))
+	_, err := b.Issue(t.Context(), newRequest(t))
+	if !errors.Is(err, plugins.ErrUnavailable) || !errors.Is(err, plugins.ErrNotIssued) {
+		t.Errorf("issue said %v, want ErrUnavailable and ErrNotIssued", err)
+	}
 }
 
 // fakeServer is a backend whose step-ca is the handler.
@@ -271,7 +285,7 @@ func fakeServer(t *testing.T, handler http.HandlerFunc) *Backend {
 	t.Cleanup(server.Close)
 	b, err := New(Config{
 		Mode: Remote, TaskTrustDomain: testDomain,
-		Remote: RemoteConfig{URL: server.URL, RootPEM: encodeCertificate(server.Certificate()), Provisioner: "stint", Key: secret.New(newJWK(t))},
+		Remote: RemoteConfig{URL: server.URL, RootPEM: encodeCertificate(server.Certificate()), Provisioner: "stint", Key: secret.New(newJWK(t)), DataDir: t.TempDir()},
 	}, zap.NewNop())
 	must(t, err)
 	return b

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"math/big"
 	"time"
 
@@ -19,7 +20,7 @@ const section = "certificate"
 const lapseSkew = time.Minute
 
 // Backend issues certificates. It is safe for concurrent use. Besides plugins.Backend it is a Runner, a Checker, a
-// Prober and a Publisher.
+// Prober, a Publisher and a Register.
 type Backend struct {
 	settings *settings
 	ca       authority
@@ -43,6 +44,7 @@ type authority interface {
 // inspector is the rest of a mode.
 type inspector interface {
 	run(ctx context.Context) error
+	issued(ctx context.Context) iter.Seq2[plugins.Found, error]
 	healthy(ctx context.Context) error
 	check(ctx context.Context, roles []plugins.Role) []plugins.Finding
 }
@@ -55,7 +57,7 @@ type revoked struct {
 }
 
 // New makes a backend. In embedded mode it reads the data directory, and makes the CA there when it is new; in remote
-// mode it does no I/O. Errors wrap plugins.ErrMisconfigured where an operator has to change something.
+// mode it asks nobody. Errors wrap plugins.ErrMisconfigured where an operator has to change something.
 func New(cfg Config, logger *zap.Logger) (*Backend, error) {
 	s, err := cfg.check()
 	if err != nil {
@@ -167,6 +169,11 @@ func leaseOf(held plugins.Held) (plugins.LeaseID, error) {
 		return lease, fmt.Errorf("revoke certificate: %w", plugins.ErrUnknownHandle)
 	}
 	return lease, nil
+}
+
+// Issued yields what was signed and has not expired.
+func (b *Backend) Issued(ctx context.Context) iter.Seq2[plugins.Found, error] {
+	return b.health.issued(ctx)
 }
 
 // Run signs, or in remote mode fetches, the CRL on a timer until ctx is done.
