@@ -247,12 +247,15 @@ func (c *comparison) gap(role string, err error) {
 
 // problem is what an answer says of an error: its class, without text of the backend's.
 func problem(err error) string {
+	if partial, ok := errors.AsType[*plugins.PartialError](err); ok {
+		return partial.Problem
+	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		return "the backend cannot list what was issued by this role"
 	}
 	for _, class := range []error{
 		plugins.ErrUnavailable, plugins.ErrMisconfigured, plugins.ErrNotProven, plugins.ErrUnknownHandle, plugins.ErrGone,
-		errNoCRL, errOldCRL,
+		errNoCRL, errOldCRL, errListLacks,
 	} {
 		if errors.Is(err, class) {
 			return class.Error()

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/stint-dev/stint/broker/lease"
@@ -18,20 +19,18 @@ var (
 	errOldCRL = errors.New("the backend's CRL is out of date")
 )
 
-// byCRL compares with a CA. A CA does not list what it has signed (an embedded one keeps nothing but the ledger's rows), but
-// its CRL says what it believes to be revoked, and the serials are lease IDs. So what it has issued to others stays unseen,
-// and is reported as a gap.
+// byCRL compares with a CA: its CRL says what it believes to be revoked, its list, if it has one, what it has signed. The
+// serials are lease IDs. As with byList, the CA tells first, and the ledger is read after it.
 func (c *comparison) byCRL(ctx context.Context, publisher plugins.Publisher) error {
 	c.inv.Source = "crl"
-	c.inv.Gaps = append(c.inv.Gaps, Gap{
-		Problem: "the CA does not list what it has signed; only revocations are compared", Permanent: true,
-	})
+	issued := c.listIssued(ctx, publisher)
 	revoked, err := readCRL(ctx, publisher)
 	if err != nil {
 		c.gap("", err)
 		return nil
 	}
-	c.inv.Held = len(revoked)
+	maps.DeleteFunc(issued.alive, func(serial string, _ plugins.Found) bool { return revoked[serial] })
+	c.inv.Held = len(revoked) + len(issued.alive)
 	leases, err := c.certificates(ctx)
 	if err != nil {
 		return err
@@ -39,17 +38,21 @@ func (c *comparison) byCRL(ctx context.Context, publisher plugins.Publisher) err
 	var missing []lease.Lease
 	for _, l := range leases {
 		switch {
-		case l.State == lease.Active && revoked[l.ID]:
+		case l.State == lease.Active && revoked[l.ID.String()]:
 			if err := c.gone(ctx, l, l.ID.String()); err != nil {
 				return err
 			}
-		case revoked[l.ID]:
+		case revoked[l.ID.String()]:
 			c.inv.Matched++
 		case l.State == lease.Revoked && !ending(l):
 			missing = append(missing, l)
 		}
 	}
-	return c.unrevoked(ctx, publisher, missing)
+	if err := c.unrevoked(ctx, publisher, missing); err != nil {
+		return err
+	}
+	issued.lacks(c, leases, revoked)
+	return c.signed(ctx, publisher, issued.alive)
 }
 
 // unrevoked judges leases that have ended by the ledger and were not on the CRL. They may have ended after that was read; what
@@ -64,7 +67,7 @@ func (c *comparison) unrevoked(ctx context.Context, publisher plugins.Publisher,
 		return nil
 	}
 	for _, l := range leases {
-		if revoked[l.ID] {
+		if revoked[l.ID.String()] {
 			c.inv.Matched++
 			continue
 		}
@@ -76,8 +79,8 @@ func (c *comparison) unrevoked(ctx context.Context, publisher plugins.Publisher,
 	return nil
 }
 
-// readCRL returns the serials that are revoked.
-func readCRL(ctx context.Context, publisher plugins.Publisher) (map[lease.ID]bool, error) {
+// readCRL returns the serials that are revoked, as plugins.Register writes them.
+func readCRL(ctx context.Context, publisher plugins.Publisher) (map[string]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	der, err := publisher.CRL(ctx)
@@ -91,13 +94,9 @@ func readCRL(ctx context.Context, publisher plugins.Publisher) (map[lease.ID]boo
 	if list.NextUpdate.Before(time.Now()) {
 		return nil, fmt.Errorf("%w since %s", errOldCRL, list.NextUpdate.UTC().Format(time.RFC3339))
 	}
-	revoked := map[lease.ID]bool{}
+	revoked := map[string]bool{}
 	for _, entry := range list.RevokedCertificateEntries {
-		if entry.SerialNumber.Sign() > 0 && entry.SerialNumber.BitLen() <= 128 {
-			var id lease.ID
-			entry.SerialNumber.FillBytes(id[:])
-			revoked[id] = true
-		}
+		revoked[fmt.Sprintf("%032X", entry.SerialNumber)] = true
 	}
 	return revoked, nil
 }

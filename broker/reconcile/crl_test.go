@@ -49,7 +49,7 @@ spec:
 // plain is a backend that neither lists nor publishes.
 type plain struct{ plugins.Backend }
 
-// ca is a backend that ends certificates by CRL, and lists none.
+// ca is a backend that ends certificates by CRL, and lists none unless it is a registrar.
 type ca struct {
 	plugins.Backend
 

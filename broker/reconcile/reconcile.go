@@ -155,10 +155,11 @@ type Gap struct {
 // Inventory is the comparison of one backend.
 type Inventory struct {
 	Backend string
-	// Source is how the backend told: "list" of what is alive, or "crl" of what was revoked; "" where it cannot. SourceUsers is
-	// of a system behind a backend.
+	// Source is how the backend told: "list" of what is alive, "crl" of what was revoked, "crl+list" of that and of what was
+	// signed; "" where it cannot. SourceUsers is of a system behind a backend.
 	Source string
-	// Held is how many credentials the backend listed, and Matched how many of them are alive by the ledger too.
+	// Held is how many credentials the backend listed, and Matched how many of them are alive by the ledger too. Of a CA it is what
+	// is on the CRL or in the list, and how many of them agree with the ledger.
 	Held, Matched int
 	// InFlight were issued so lately that the ledger may not know them yet.
 	InFlight int

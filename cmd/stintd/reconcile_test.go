@@ -173,7 +173,7 @@ func oneGone(t *testing.T, admin stintv1.AdminServiceClient, gone string) {
 		len(inv.GetDifferences()) != 1 || inv.GetDifferences()[0].GetLease().GetName() != gone {
 		t.Fatalf("%v", inv)
 	}
-	if ca := byName["stepca/internal"]; ca.GetSource() != "crl" || len(ca.GetDifferences()) != 0 || len(ca.GetGaps()) != 1 {
+	if ca := byName["stepca/internal"]; ca.GetSource() != "crl+list" || len(ca.GetDifferences()) != 0 || len(ca.GetGaps()) != 0 {
 		t.Errorf("%v", ca)
 	}
 }
@@ -219,7 +219,7 @@ func TestReconcileStepCA(t *testing.T) {
 		if inv.GetGone() == 0 {
 			return errNotYet
 		}
-		if inv.GetSource() != "crl" || inv.GetStrays() != 0 || len(inv.GetDifferences()) != 1 ||
+		if inv.GetSource() != "crl+list" || inv.GetStrays() != 0 || len(inv.GetDifferences()) != 1 ||
 			inv.GetDifferences()[0].GetLease().GetName() != cred.Lease.GetName() {
 			t.Errorf("%v", inv)
 		}

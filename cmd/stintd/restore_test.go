@@ -37,14 +37,16 @@ type restoring struct {
 	lost   *agent.Task    // declared after the copy
 	silent *agent.Client  // of the second task
 	later  *agent.Client  // of the lost task
-	// unknown are Vault's leases that were issued after the copy, kept is that of the silent task.
-	unknown []string
+	// unknown is what was issued after the copy, by backend: Vault's leases, and serial numbers. certs are those certificates, kept
+	// is Vault's lease of the silent task.
+	unknown map[string][]string
+	certs   []*agent.Credential
 	kept    string
 	size    int64 // of the log in the copy
 }
 
 // TestRestoreFromBackup and TestRestoreFromFiles: a broker that is started on an older copy of its ledger is held. Nothing is
-// issued or ended, though tasks are due; reconcile names exactly what Vault holds and the copy does not know; and after an
+// issued or ended, though tasks are due; reconcile names exactly what Vault holds and the CAs have signed, and the copy does not know; and after an
 // administrator has confirmed it, everything ends, in an epoch of the log that verifies against all that was shipped away.
 func TestRestoreFromBackup(t *testing.T) {
 	t.Parallel()
@@ -79,10 +81,10 @@ func TestRestoreFromFiles(t *testing.T) {
 
 func newRestoring(t *testing.T) *restoring {
 	t.Helper()
-	r := &restoring{}
+	r := &restoring{unknown: map[string][]string{}}
 	r.vault = vaultFor(t, servertest.StartVault(t, servertest.VaultOptions{MaxRequestDuration: restoreHorizon}), servers.Postgres(t))
-	r.site = newSite(t, "", vaultBackend(r.vault.Server, appRoleAuth(t, r.vault), `  max_request_duration = "`+restoreHorizon.String()+`"`)+embeddedCA,
-		catalog(limits{dbTTL: "{default: 10m, max: 10m}"}, dbRole, certRole))
+	r.site = newSite(t, "", vaultBackend(r.vault.Server, appRoleAuth(t, r.vault), `  max_request_duration = "`+restoreHorizon.String()+`"`)+embeddedCA+
+		remoteCA(t, servertest.StartStepCA(t, servertest.StepCAOptions{})), catalog(limits{dbTTL: "{default: 10m, max: 10m}"}, dbRole, certRole, remoteRole))
 	r.d = r.start(t)
 	return r
 }
@@ -111,11 +113,15 @@ func (r *restoring) issueAfter(t *testing.T) {
 	t.Helper()
 	known := r.vault.Leases(t, restorePath)
 	r.later = r.agent(t, "/agent/lost")
-	r.lost = declare(t, r.later, 10*time.Minute, dbRole, certRole)
+	r.lost = declare(t, r.later, 10*time.Minute, dbRole, certRole, remoteRole)
 	issue(t, r.lost, dbRole)
 	issue(t, r.lost, dbRole)
-	issue(t, r.lost, certRole)
-	r.unknown = added(t, r.vault, known)
+	r.unknown["vault/main"] = added(t, r.vault, known)
+	for role, backend := range map[string]string{certRole: "stepca/internal", remoteRole: "stepca/remote"} {
+		cred := issue(t, r.lost, role)
+		r.certs = append(r.certs, cred)
+		r.unknown[backend] = []string{strings.TrimPrefix(cred.Lease.GetName(), "leases/")}
+	}
 	if err := r.before[0].Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -205,31 +211,46 @@ func (r *restoring) isHeld(t *testing.T, admin stintv1.AdminServiceClient, found
 	return held
 }
 
-// reconcileNames expects exactly what was issued at Vault after the copy.
+// reconcileNames expects exactly what was issued after the copy.
 func (r *restoring) reconcileNames(t *testing.T, admin stintv1.AdminServiceClient) {
 	t.Helper()
 	eventually(t, 3*time.Minute, func() error { // until it is older than the grace
-		res, err := admin.Reconcile(t.Context(), &stintv1.ReconcileRequest{Backend: "vault/main"})
+		res, err := admin.Reconcile(t.Context(), &stintv1.ReconcileRequest{})
 		if err != nil {
 			return err
 		}
-		var unknown []string
-		for _, d := range res.GetInventories()[0].GetDifferences() {
-			if d.GetKind() == stintv1.DifferenceKind_DIFFERENCE_KIND_UNKNOWN {
-				_, id, _ := strings.Cut(d.GetKey(), " ")
-				unknown = append(unknown, id)
+		for _, inv := range res.GetInventories() {
+			if want := r.unknown[inv.GetBackend()]; int(inv.GetUnknown()) < len(want) {
+				return errNotYet
+			} else if got := unknownOf(inv); !slices.Equal(got, slices.Sorted(slices.Values(want))) {
+				t.Errorf("unknown of %s are %v, want %v", inv.GetBackend(), got, want)
 			}
-		}
-		if len(unknown) < len(r.unknown) {
-			return errNotYet
-		}
-		slices.Sort(unknown)
-		slices.Sort(r.unknown)
-		if !slices.Equal(unknown, r.unknown) {
-			t.Errorf("unknown are %v, want %v", unknown, r.unknown)
 		}
 		return nil
 	})
+	for _, cred := range r.certs {
+		if r.refused(t, cred) {
+			t.Errorf("a certificate of %s was revoked by looking", cred.Lease.GetRole())
+		}
+	}
+}
+
+// unknownOf returns the leases of Vault and the serial numbers that are unknown, sorted.
+func unknownOf(inv *stintv1.Inventory) []string {
+	var unknown []string
+	for _, d := range inv.GetDifferences() {
+		if d.GetKind() == stintv1.DifferenceKind_DIFFERENCE_KIND_UNKNOWN {
+			unknown = append(unknown, d.GetKey()[strings.LastIndex(d.GetKey(), " ")+1:])
+		}
+	}
+	slices.Sort(unknown)
+	return unknown
+}
+
+// refused reports whether a service that reads the CRLs which the broker serves refuses a certificate.
+func (r *restoring) refused(t *testing.T, cred *agent.Credential) bool {
+	t.Helper()
+	return r.revocations(t, "stepca/internal", "stepca/remote").holds(cred.Certificate.Chain[0])
 }
 
 // endsNothing waits until both tasks of the copy are due, and expects that nothing has happened to them.
@@ -281,6 +302,12 @@ func (r *restoring) endsAll(t *testing.T, admin stintv1.AdminServiceClient) {
 	}
 	if left := r.vault.Leases(t, restorePath); len(left) > 0 {
 		t.Errorf("Vault still holds %v", left)
+	}
+	for _, cred := range r.certs {
+		if !r.refused(t, cred) {
+			t.Errorf("a certificate of %s that was issued after the copy is accepted", cred.Lease.GetRole())
+		}
+		r.record(t, `"event":"stray.ended"`, `"kind":"crl"`, "serial "+strings.TrimPrefix(cred.Lease.GetName(), "leases/"))
 	}
 	task := declare(t, r.agent(t, agentPath), time.Minute, certRole)
 	issue(t, task, certRole)

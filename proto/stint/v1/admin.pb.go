@@ -2113,9 +2113,10 @@ type Inventory struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "vault/prod"; for the users of a database behind it, "vault/prod/orders".
 	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
-	// How the backend told: "list" of what is alive, "crl" of what was revoked, "users" of a database, or empty where it cannot.
+	// How the backend told: "list" of what is alive, "crl" of what was revoked, "crl+list" of that and of what was signed, "users" of
+	// a database, or empty where it cannot.
 	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
-	// How many credentials it listed (revoked serials, for "crl").
+	// How many credentials it listed (serials that are revoked, for "crl"; those or listed, for "crl+list").
 	Held int32 `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
 	// How many of them agree with the ledger.
 	Matched int32 `protobuf:"varint,4,opt,name=matched,proto3" json:"matched,omitempty"`
