@@ -117,6 +117,8 @@ type limits struct {
 	task  string // inside task: {…}
 	dbTTL string // of the database roles
 	ttl   string // of the others
+	// certTTL is of the CAs' roles, where it is not that of the others
+	certTTL string
 	// exposure is the bound of each role, by its name; none if nil
 	exposure map[string]time.Duration
 }
@@ -125,14 +127,15 @@ type limits struct {
 func catalog(l limits, roles ...string) string {
 	otpTTL := cmp.Or(l.ttl, "{default: 2m, max: 10m}")
 	l.dbTTL, l.ttl = cmp.Or(l.dbTTL, "{default: 2m, max: 10m}"), cmp.Or(l.ttl, "{default: 5m, max: 15m}")
+	l.certTTL = cmp.Or(l.certTTL, l.ttl)
 	if l.task == "" {
 		l.task = "default_ttl: 5m, max_ttl: 30m, max_live: 100, max_live_leases: 500"
 	}
 	specs := map[string]string{
 		dbRole:     "backend: vault/main\n  vault: {path: database/creds/stint-orders-ro, policy: stint-orders-db-read, engine_end: lease}\n  ttl: " + l.dbTTL,
 		slowRole:   "backend: vault/main\n  vault: {path: database/creds/stint-slow, policy: stint-slow-db}\n  ttl: " + l.dbTTL,
-		certRole:   "backend: stepca/internal\n  certificate: {usages: [client_auth], common_name: \"{{ .agent.name }}\"}\n  ttl: " + l.ttl,
-		remoteRole: "backend: stepca/remote\n  certificate: {usages: [client_auth]}\n  ttl: " + l.ttl,
+		certRole:   "backend: stepca/internal\n  certificate: {usages: [client_auth], common_name: \"{{ .agent.name }}\"}\n  ttl: " + l.certTTL,
+		remoteRole: "backend: stepca/remote\n  certificate: {usages: [client_auth]}\n  ttl: " + l.certTTL,
 		otpRole: "backend: vault/main\n  vault:\n    path: ssh/creds/stint-otp\n    policy: stint-build-host-otp\n    data: {ip: \"{{ .params.ip }}\"}\n" +
 			"  parameters:\n    - {name: ip, pattern: \"10\\\\.0\\\\.0\\\\.[0-9]{1,3}\", required: true}\n  ttl: " + otpTTL,
 		pkiRole: "backend: vault/main\n  vault:\n    path: pki/issue/stint-internal\n    policy: stint-internal-cert\n" +

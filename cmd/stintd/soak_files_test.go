@@ -103,6 +103,6 @@ func (s *soak) revokesAgain(tb testing.TB) {
 	case len(res.GetInventories()) != 1 || res.GetInventories()[0].GetStrays() != 0:
 		tb.Errorf("what the CRL has lost is left: %v", res.GetInventories())
 	default:
-		s.revived += int(res.GetInventories()[0].GetEndedAlive())
+		s.judgeAll(tb, res.GetInventories()[0])
 	}
 }

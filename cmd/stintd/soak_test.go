@@ -31,8 +31,10 @@ const (
 	soakSeedEnv = "STINT_SOAK_SEED"
 	soakTime    = 45 * time.Second
 	soakAgents  = 6
-	// soakTTL is for how long certificates live: what no revocation reaches is over soon.
-	soakTTL = time.Minute
+	// soakTTL is for how long most credentials live: what no revocation reaches is over soon. Certificates live for longer than it
+	// takes to find out that the ledger has lost one.
+	soakTTL     = time.Minute
+	soakCertTTL = crashTTL
 
 	// How PostgreSQL refuses a login (SQLSTATE).
 	pgerrcodeInvalidPassword      = "28P01"
@@ -66,8 +68,7 @@ type soak struct {
 // TestSoak lets agents issue, complete, revoke, abandon and expire, while everything that can fail does, at random. In the
 // end it asks every backend for what it holds and tries every credential: nothing is alive that the ledger does not hold
 // as open, nothing works that it calls revoked, and no secret is in any file. What was issued after the copy of a ledger that
-// was restored is not in it: that is what an operator's reconciliation has to find and to end, but for certificates of the
-// embedded CA, which end by themselves.
+// was restored is not in it: that is what an operator's reconciliation has to find and to end.
 func TestSoak(t *testing.T) {
 	t.Parallel()
 	seed := soakSeed(t)
@@ -150,6 +151,7 @@ func newSoak(tb testing.TB) *soak {
 	fronts := strings.NewReplacer(s.server.Addr, s.front.url, c.ca.URL, "https://"+s.caFront.Addr().String())
 	most := crashLimits()
 	most.ttl = fmt.Sprintf("{default: %s, max: 2m}", soakTTL)
+	most.certTTL = fmt.Sprintf("{default: %s, max: %s}", soakCertTTL, soakCertTTL)
 	s.roles = catalog(most, soakRoles()...)
 	c.site = newSite(tb, "", fronts.Replace(backends), s.roles)
 	c.env = []string{faultsEnv + "=" + c.file("fails")}
