@@ -25,6 +25,14 @@
 // has expired. The mark is in the CRL itself and survives restarts. Revoking again what the ledger has as revoked and
 // not yet expired mends the list.
 //
+// # What was signed
+//
+// DataDir/issued lists it, in both modes: a file for each hour in which certificates end, and in it a line for each, which is on
+// disk before the certificate leaves the embedded CA or a step-ca is asked. What cannot be written there is not issued. A file is
+// removed an hour after its last certificate has expired. The file since says from when on the list holds everything, where
+// that is not from the CA's first certificate on. The list is no part of the ledger and does not go back with it: Issued
+// yields what an older copy of the ledger does not know.
+//
 // # Trust
 //
 // The CA that the embedded mode makes is one self-signed root that signs certificates directly: a verifier that wants
