@@ -40,7 +40,35 @@ func (u DatabaseURL) check() error {
 
 // Parse reads the URL. Its error never repeats it: somebody may have written a password into it.
 func (u DatabaseURL) Parse() (Database, error) {
-	parsed, err := url.Parse(string(u))
+	d, err := parseDatabase(string(u))
+	switch {
+	case err == nil && d.Kind == Postgres:
+		d.Name = cmp.Or(d.Name, "postgres")
+	case err == nil && d.Name != "":
+		return Database{}, errors.New("users are of the whole server: leave the name of a database out")
+	}
+	return d, err
+}
+
+// NamedDatabaseURL is a DatabaseURL that has to name a database, whatever its kind: mysql://user@host:port/database.
+type NamedDatabaseURL string
+
+func (u NamedDatabaseURL) check() error {
+	_, err := u.Parse()
+	return err
+}
+
+// Parse is as that of a DatabaseURL.
+func (u NamedDatabaseURL) Parse() (Database, error) {
+	d, err := parseDatabase(string(u))
+	if err == nil && d.Name == "" {
+		return Database{}, errors.New("name the database, as in postgres://stint_inventory@db.example.org/stepca")
+	}
+	return d, err
+}
+
+func parseDatabase(text string) (Database, error) {
+	parsed, err := url.Parse(text)
 	if err != nil {
 		return Database{}, errors.New("this is no URL; write postgres://user@host:port/database or mysql://user@host:port")
 	}
@@ -51,16 +79,13 @@ func (u DatabaseURL) Parse() (Database, error) {
 	if d.Host == "" || d.User == "" || parsed.Fragment != "" {
 		return Database{}, errors.New("write a user and a host, as in postgres://stint_inventory@db.example.org/postgres")
 	}
-	path := strings.Trim(parsed.Path, "/")
+	d.Name = strings.Trim(parsed.Path, "/")
 	option := tlsOption{name: "sslmode", on: "verify-full", off: "disable"}
 	switch parsed.Scheme {
 	case "postgres", "postgresql":
-		d.Kind, d.Name, d.Port = Postgres, cmp.Or(path, "postgres"), cmp.Or(d.Port, "5432")
+		d.Kind, d.Port = Postgres, cmp.Or(d.Port, "5432")
 	case "mysql":
 		d.Kind, d.Port, option = MySQL, cmp.Or(d.Port, "3306"), tlsOption{name: "tls", on: "true", off: "false"}
-		if path != "" {
-			return Database{}, errors.New("users are of the whole server: leave the name of a database out")
-		}
 	default:
 		return Database{}, errors.New("unknown scheme; there are postgres and mysql")
 	}

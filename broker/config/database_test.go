@@ -28,6 +28,31 @@ func TestDatabaseURL(t *testing.T) {
 	}
 }
 
+func TestNamedDatabaseURL(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]config.Database{
+		"postgres://inventory@db.example.org/stepca": {
+			Kind: config.Postgres, Host: "db.example.org", Port: "5432", User: "inventory", Name: "stepca", TLS: true,
+		},
+		"mysql://inventory@127.0.0.1:3307/stepca": {Kind: config.MySQL, Host: "127.0.0.1", Port: "3307", User: "inventory", Name: "stepca"},
+	} {
+		got, err := config.NamedDatabaseURL(text).Parse()
+		if err != nil || got != want {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	for text, want := range map[string]string{
+		"postgres://inventory@db.example.org":        "name the database",
+		"mysql://inventory@db.example.org/":          "name the database",
+		"mysql://inventory:hush@db.example.org/ca":   "a password must not stand here",
+		"postgres://inventory@db/ca?sslmode=disable": "sslmode: only verify-full",
+	} {
+		if _, err := config.NamedDatabaseURL(text).Parse(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}
+
 // databases is what a caller would decode.
 type databases struct {
 	Database []struct {

@@ -24,6 +24,8 @@ func exposed() map[string]string {
 		"cmd/stintd/demo_story.go redeem":                         "to the demo's own Vault, to show what the password is good for",
 		"cmd/stintd/dev_vault_call.go client":                     "to the development Vault: its root token",
 		"cmd/stintd/dev_vault.go startVault":                      "into the environment of the development Vault that needs it",
+		"plugins/internal/database/mysql.go openMySQL":            "to the database, to log in",
+		"plugins/internal/database/postgres.go askPostgres":       "to the database, to log in",
 		"plugins/plugintest/checks.go checkNoSecret":              "looked for in texts where it must not be",
 		"plugins/secret/secret.go Equal":                          "compares in constant time",
 		"plugins/secret/secret.go Wipe":                           "overwrites it",
@@ -31,8 +33,6 @@ func exposed() map[string]string {
 		"plugins/stepca/token.go newTokens":                       "into a parsed key, in memory",
 		"plugins/vault/internal/login/method.go login":            "to Vault, to log in",
 		"plugins/vault/internal/rest/rest.go send":                "to Vault, as the token of a call",
-		"plugins/vault/internal/users/mysql.go openMySQL":         "to the database, to log in",
-		"plugins/vault/internal/users/postgres.go postgres":       "to the database, to log in",
 	}
 }
 

@@ -5,18 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"net"
 
 	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/internal/database"
 	"github.com/stint-dev/stint/plugins/secret"
-	"github.com/stint-dev/stint/plugins/vault/internal/rest"
 	"github.com/stint-dev/stint/plugins/vault/internal/users"
 )
 
 // The kinds of databases.
 const (
-	Postgres = users.Postgres
-	MySQL    = users.MySQL // MariaDB too
+	Postgres = database.Postgres
+	MySQL    = database.MySQL // MariaDB too
 )
 
 // Database is a database behind Vault of which Stint may list the users.
@@ -47,28 +46,27 @@ func (d Database) validate() []error {
 		}
 	}
 	need(isName(d.Name), "its name is one path segment")
-	need(d.Kind == Postgres || d.Kind == MySQL, "its kind is "+Postgres+" or "+MySQL)
-	need(d.Addr != "" && d.User != "" && d.Password != nil, "it needs an address, a user and a password")
+	for _, fault := range d.login().Validate() {
+		need(false, fault.Error())
+	}
 	need(d.Users != "", "it needs a pattern of users")
 	return faults
 }
 
+// login is how to connect.
+func (d Database) login() database.Config {
+	return database.Config{
+		Kind: d.Kind, Addr: d.Addr, User: d.User, Password: d.Password, Database: d.Database, Plain: d.Plain, CAFile: d.CAFile,
+	}
+}
+
 // lister makes what lists the users. Its error is the CA file's.
 func (d Database) lister() (users.Database, error) {
-	out := users.Database{Kind: d.Kind, Addr: d.Addr, User: d.User, Database: d.Database, Password: d.Password, Like: d.Users}
-	if d.Plain {
-		return out, nil
-	}
-	conf, err := rest.TLSConfig(d.CAFile)
+	login, err := d.login().Open()
 	if err != nil {
-		return out, fmt.Errorf("database %s: %w", d.Name, err)
+		return users.Database{}, fmt.Errorf("database %s: %w", d.Name, err)
 	}
-	conf.ServerName, _, err = net.SplitHostPort(d.Addr)
-	if err != nil {
-		return out, fmt.Errorf("database %s: %w", d.Name, err)
-	}
-	out.TLS = conf
-	return out, nil
+	return users.Database{Login: login, Like: d.Users}, nil
 }
 
 // listers makes the databases' listers by name, and says everything that is wrong.

@@ -4,14 +4,13 @@ import (
 	"slices"
 
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/vault/internal/users"
 )
 
 // databases tries what lists the users of databases, and looks whether their own clock ends users.
 func (c *checker) databases(roles []plugins.Role) {
 	for _, d := range c.backend.cfg.Databases {
 		subject, remedy := "database "+d.Name, "CREATE ROLE "+d.User+" LOGIN PASSWORD …; it needs no other right"
-		if d.Kind == users.MySQL {
+		if d.Kind == MySQL {
 			remedy = "GRANT SELECT (user) ON mysql.user TO " + d.User
 		}
 		c.databaseRoles(d, roles)

@@ -5,8 +5,6 @@ package rest
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,12 +12,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	vaultapi "github.com/hashicorp/vault/api"
 
+	"github.com/stint-dev/stint/plugins/internal/trust"
 	"github.com/stint-dev/stint/plugins/secret"
 )
 
@@ -184,25 +182,8 @@ func checkAddress(address string) error {
 	return fmt.Errorf("address %q has scheme %q; known are https, and http on this machine", address, u.Scheme)
 }
 
-// TLSConfig returns what verifies a server by a PEM bundle that alone is trusted, or where there is none by the system's roots.
-func TLSConfig(caFile string) (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if caFile == "" {
-		return conf, nil
-	}
-	pem, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("read ca_file: %w", err)
-	}
-	conf.RootCAs = x509.NewCertPool()
-	if !conf.RootCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("ca_file %s holds no certificate", caFile)
-	}
-	return conf, nil
-}
-
 func transport(caFile string) (*http.Transport, error) {
-	conf, err := TLSConfig(caFile)
+	conf, err := trust.Config(caFile)
 	if err != nil {
 		return nil, err
 	}

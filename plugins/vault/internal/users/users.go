@@ -3,95 +3,69 @@ package users
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
-	"fmt"
-	"net"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/stint-dev/stint/plugins"
-	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/internal/database"
 )
 
-// The kinds of databases.
 const (
-	Postgres = "postgres"
-	MySQL    = "mysql" // MariaDB too
+	// listPostgres asks what everybody may read. Who can log in no more and has no session is dead; an open session outlives
+	// VALID UNTIL.
+	listPostgres = `
+SELECT r.rolname, CASE WHEN isfinite(r.rolvaliduntil) THEN r.rolvaliduntil END,
+	(NOT r.rolcanlogin OR coalesce(r.rolvaliduntil <= now(), false))
+		AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.usesysid = r.oid)
+FROM pg_roles r WHERE r.rolname LIKE $1 ORDER BY r.rolname`
+	// listMySQL takes SELECT on one column. A user is one for each host.
+	listMySQL = "SELECT DISTINCT user FROM mysql.user WHERE user LIKE ? ORDER BY user"
 )
-
-// connectTimeout bounds connecting and logging in.
-const connectTimeout = 10 * time.Second
 
 // Database says which users to list, and how to log in.
 type Database struct {
-	Kind     string // Postgres or MySQL
-	Addr     string // host:port
-	User     string
-	Database string      // the one to connect to; MySQL needs none
-	TLS      *tls.Config // nil: plain
-	// Password is loaded for each connection.
-	Password func(ctx context.Context) (secret.Value, error)
-	Like     string // a pattern of LIKE
+	database.Login
+
+	Like string // a pattern of LIKE
 }
 
-// List returns the users with a name like the pattern. Its error wraps plugins.ErrUnavailable or plugins.ErrMisconfigured, and
-// holds nothing of how it logged in.
+// List returns the users with a name like the pattern. Its error is that of database.Ask.
 func (d Database) List(ctx context.Context) ([]plugins.Account, error) {
-	password, err := d.Password(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", plugins.ErrMisconfigured, err)
-	}
-	list := d.postgres
-	if d.Kind == MySQL {
-		list = d.mysql
-	}
-	found, err := list(ctx, password)
-	if err != nil {
-		return nil, explain(err)
+	q := database.Question{Postgres: listPostgres, MySQL: listMySQL, Args: []any{d.Like}}
+	var found []plugins.Account
+	for a, err := range database.Ask(ctx, d.Login, q, d.read) {
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, a)
 	}
 	return found, nil
 }
 
-// explain says what may be told of an error of a driver: the database's own words, or where the connection broke.
-func explain(err error) error {
-	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return fmt.Errorf("%w: %s (SQLSTATE %s)", postgresClass(e.Code), e.Message, e.Code)
+func (d Database) read(row database.Row) (plugins.Account, error) {
+	var a plugins.Account
+	if d.Kind == database.MySQL {
+		err := row(&a.Name)
+		return a, err
 	}
-	if e, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		return fmt.Errorf("%w: %s (error %d)", mysqlClass(e.Number), e.Message, e.Number)
+	var until *time.Time
+	err := row(&a.Name, &until, &a.Dead)
+	if until != nil {
+		a.NotAfter = *until
 	}
-	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fmt.Errorf("%w: %w", plugins.ErrMisconfigured, e)
-	}
-	if e, ok := errors.AsType[*net.OpError](err); ok {
-		return fmt.Errorf("%w: %w", plugins.ErrUnavailable, e)
-	}
-	switch {
-	case errors.Is(err, mysql.ErrNoTLS):
-		return fmt.Errorf("%w: %w", plugins.ErrMisconfigured, mysql.ErrNoTLS)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return fmt.Errorf("%w: no answer in time", plugins.ErrUnavailable)
-	}
-	return fmt.Errorf("%w: the connection failed", plugins.ErrUnavailable)
+	return a, err
 }
 
-// postgresClass tells where only an operator can help: the login (class 28), a database that is not there, a missing right.
-func postgresClass(code string) error {
-	if strings.HasPrefix(code, "28") || code == "3D000" || code == "42501" {
-		return plugins.ErrMisconfigured
+// EventsOff reports whether a MySQL runs no events, by which alone its users end. The error is as of List.
+func (d Database) EventsOff(ctx context.Context) (bool, error) {
+	if d.Kind != database.MySQL {
+		return false, nil
 	}
-	return plugins.ErrUnavailable
-}
-
-// mysqlClass tells the same: access denied to the server, a database, a table or a column.
-func mysqlClass(number uint16) error {
-	if slices.Contains([]uint16{1044, 1045, 1049, 1142, 1143, 1227, 1698}, number) {
-		return plugins.ErrMisconfigured
+	state := ""
+	q := database.Question{MySQL: "SELECT @@global.event_scheduler"}
+	for _, err := range database.Ask(ctx, d.Login, q, func(row database.Row) (string, error) { return "", row(&state) }) {
+		if err != nil {
+			return false, err
+		}
 	}
-	return plugins.ErrUnavailable
+	return state != "ON", nil
 }
