@@ -118,7 +118,7 @@ func (c *comparison) known(ctx context.Context, alive map[string]plugins.Found) 
 	var known map[string]bool
 	err := c.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		known = map[string]bool{}
-		for serial := range alive {
+		for serial, f := range alive {
 			id, err := lease.ParseID(serial)
 			if err != nil {
 				continue // no lease has a number like this
@@ -127,11 +127,17 @@ func (c *comparison) known(ctx context.Context, alive map[string]plugins.Found) 
 			if err != nil && !errors.Is(err, ledger.ErrNotFound) {
 				return err
 			}
-			if err == nil && l.Backend == c.inv.Backend {
+			if err == nil && l.Backend == c.inv.Backend && !another(l, f) {
 				known[serial] = true
 			}
 		}
 		return nil
 	})
 	return known, err
+}
+
+// another reports whether a certificate cannot be that of a lease which has ended, since it ends later: somebody has used the
+// number again.
+func another(l lease.Lease, f plugins.Found) bool {
+	return l.State.Final() && f.NotAfter.After(l.NotAfter.Add(lastMoments))
 }

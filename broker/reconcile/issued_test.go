@@ -134,7 +134,7 @@ func TestIssued(t *testing.T) {
 	})
 }
 
-// A certificate with the serial number of another CA's lease, or with one that no lease can have, is unknown, too.
+// A certificate with the serial number of another CA's lease, of one that is over, or with one that no lease can have, is unknown, too.
 func TestIssuedByAnother(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -148,6 +148,12 @@ func TestIssuedByAnother(t *testing.T) {
 		pass(grace + time.Second)
 		want(t, f.compare(t, reconcile.Order{Backend: "plain/a"}), "unknown ", "unknown ", "unknown ")
 		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}))
+		pass(2 * time.Minute)
+		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}))
+		backend.sign(id.String(), time.Now().Add(time.Hour)) // the number of a lease that is over, and has left the CRL
+		backend.set(id, false)
+		pass(grace + time.Second)
+		want(t, f.compare(t, reconcile.Order{Backend: "ca/a"}), "unknown ")
 	})
 }
 
