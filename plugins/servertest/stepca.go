@@ -29,8 +29,9 @@ var errStatus = errors.New("unexpected HTTP status")
 type StepCAOptions struct {
 	// Template is the provisioner's certificate template; empty means ProvisionerTemplate.
 	Template string
-	// Database is step-ca's kind of database, kept in the server's directory: badgerv2 (if empty), badger or bbolt.
-	Database string
+	// Database is step-ca's kind of database, kept in the server's directory: badgerv2 (if empty), badger or bbolt. Or
+	// postgresql or mysql, with the Source that a user of it who may do everything connects to.
+	Database, Source string
 	// MinTTL and MaxTTL limit a certificate's validity; zero means 1 s and 24 h.
 	MinTTL, MaxTTL time.Duration
 	// CRLValidity is the time from a CRL's thisUpdate to its nextUpdate; zero means 1 min.

@@ -17,7 +17,12 @@ func (s *StepCA) writeConfig(path, address string, options StepCAOptions) error 
 	if database == "bbolt" {
 		source += ".bbolt" // one file, where the others are a directory
 	}
-	s.database = source
+	db := map[string]any{"type": database, "dataSource": source}
+	if options.Source != "" {
+		db["dataSource"], db["database"] = options.Source, "stepca"
+	} else {
+		s.database = source
+	}
 	config := map[string]any{
 		"root":     filepath.Join(dir, "root.pem"),
 		"crt":      filepath.Join(dir, "intermediate.pem"),
@@ -25,7 +30,7 @@ func (s *StepCA) writeConfig(path, address string, options StepCAOptions) error 
 		"address":  address,
 		"dnsNames": []string{"127.0.0.1", "localhost"},
 		"logger":   map[string]any{"format": "text"},
-		"db":       map[string]any{"type": database, "dataSource": source},
+		"db":       db,
 		"crl": map[string]any{
 			"enabled": true, "generateOnRevoke": true,
 			"cacheDuration": cmp.Or(options.CRLValidity, time.Minute).String(),

@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/internal/database"
 	"github.com/stint-dev/stint/plugins/secret"
 )
 
@@ -83,7 +84,12 @@ type RemoteConfig struct {
 	// DataDir holds the list of what step-ca was asked to sign. Made with mode 0700. Two instances may use it, where one
 	// replaces the other.
 	DataDir string
+	// Database is step-ca's own, where it is of a kind that can be asked: what it has signed for others is in it. Nil: not known.
+	Database *Database
 }
+
+// Database is where the database of a step-ca is, and as whom to log in: who may read the table x509_certs.
+type Database = database.Config
 
 // settings is a checked Config.
 type settings struct {

@@ -21,8 +21,8 @@ type crl struct {
 	// signed is when it was made: thisUpdate without the backdating where it is our own.
 	signed, nextUpdate time.Time
 	entries            map[plugins.LeaseID]entry
-	// foreign counts entries whose serial number is longer than a lease ID.
-	foreign int
+	// foreign are those whose serial number is longer than a lease ID, in decimal.
+	foreign map[string]bool
 	// lostAt is when older entries were lost; zero for never.
 	lostAt time.Time
 	// points are the URLs that the CRL names as its own (issuing distribution point).
@@ -46,7 +46,7 @@ func readCRL(der []byte, arc arcIDs, issuers ...*x509.Certificate) (*crl, error)
 	}
 	c := &crl{
 		der: der, number: list.Number, signed: list.ThisUpdate, nextUpdate: list.NextUpdate,
-		entries: make(map[plugins.LeaseID]entry, len(list.RevokedCertificateEntries)),
+		entries: make(map[plugins.LeaseID]entry, len(list.RevokedCertificateEntries)), foreign: map[string]bool{},
 	}
 	if c.number == nil {
 		return nil, fmt.Errorf("%w: it has no number", errCRL)
@@ -72,12 +72,11 @@ func signedByOne(list *x509.RevocationList, issuers []*x509.Certificate) bool {
 }
 
 func (c *crl) readEntry(revoked x509.RevocationListEntry, arc arcIDs) error {
-	if revoked.SerialNumber.Sign() <= 0 || revoked.SerialNumber.BitLen() > 128 {
-		c.foreign++
+	lease, ok := leaseNumbered(revoked.SerialNumber)
+	if !ok {
+		c.foreign[revoked.SerialNumber.String()] = true
 		return nil
 	}
-	var lease plugins.LeaseID
-	revoked.SerialNumber.FillBytes(lease[:])
 	e := entry{revokedAt: revoked.RevocationTime}
 	for _, ext := range revoked.Extensions {
 		if ext.Id.Equal(arc.notAfter) {
@@ -90,6 +89,21 @@ func (c *crl) readEntry(revoked x509.RevocationListEntry, arc arcIDs) error {
 	}
 	c.entries[lease] = e
 	return nil
+}
+
+// leaseNumbered returns the lease whose serial number it is; false where it can be of none.
+func leaseNumbered(number *big.Int) (plugins.LeaseID, bool) {
+	var lease plugins.LeaseID
+	if number.Sign() <= 0 || number.BitLen() > 8*len(lease) {
+		return lease, false
+	}
+	number.FillBytes(lease[:])
+	return lease, true
+}
+
+func (c *crl) holdsNumber(number *big.Int) bool {
+	lease, ok := leaseNumbered(number)
+	return ok && c.holds(lease) || c.foreign[number.String()]
 }
 
 func (c *crl) readExtensions(extensions []pkix.Extension, arc arcIDs) error {

@@ -31,7 +31,8 @@
 // disk before the certificate leaves the embedded CA or a step-ca is asked. What cannot be written there is not issued. A file is
 // removed an hour after its last certificate has expired. The file since says from when on the list holds everything, where
 // that is not from the CA's first certificate on. The list is no part of the ledger and does not go back with it: Issued
-// yields what an older copy of the ledger does not know.
+// yields what an older copy of the ledger does not know. Of a step-ca whose database can be asked it yields what that holds, too,
+// whoever had it signed.
 //
 // # Trust
 //

@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/internal/database"
 )
 
 // Paths of step-ca's API. The tokens' audiences are the URLs of two of them.
@@ -48,6 +49,7 @@ type remote struct {
 	current atomic.Pointer[crl]
 	fetches *group[struct{}]
 	journal *journal
+	signed  *database.Login // step-ca's own database; nil where that is not known
 	// lost are revocations that step-ca has to be asked for again. It belongs to the fetch that runs.
 	lost map[plugins.LeaseID]entry
 }
@@ -72,9 +74,13 @@ func newRemote(s *settings, logger *zap.Logger) (*remote, error) {
 	if err != nil {
 		return nil, err
 	}
+	signed, err := c.openDatabase()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errConfig, err)
+	}
 	return &remote{
 		settings: s, client: newClient(c.URL, pool(roots)), tokens: t, logger: logger, pinned: roots, fetches: newGroup[struct{}](),
-		journal: j, lost: map[plugins.LeaseID]entry{},
+		journal: j, signed: signed, lost: map[plugins.LeaseID]entry{},
 	}, nil
 }
 
@@ -150,9 +156,13 @@ func parseSigned(body []byte) ([]*x509.Certificate, error) {
 	return chain, nil
 }
 
-// revoke asks for the revocation and believes only the CRL.
 func (r *remote) revoke(ctx context.Context, rev revocation) (revoked, error) {
-	status, err := r.askRevoke(ctx, serial(rev.lease))
+	return r.revokeNumber(ctx, serial(rev.lease), rev.notAfter)
+}
+
+// revokeNumber asks for the revocation and believes only the CRL.
+func (r *remote) revokeNumber(ctx context.Context, number *big.Int, notAfter time.Time) (revoked, error) {
+	status, err := r.askRevoke(ctx, number)
 	if err != nil {
 		return revoked{}, err
 	}
@@ -161,9 +171,9 @@ func (r *remote) revoke(ctx context.Context, rev revocation) (revoked, error) {
 	}
 	c := r.current.Load()
 	switch {
-	case c.holds(rev.lease): // also when it was revoked before, which step-ca answers with 400
+	case c.holdsNumber(number): // also when it was revoked before, which step-ca answers with 400
 		validity := max(r.settings.CRLValidity, c.nextUpdate.Sub(c.signed))
-		return revoked{number: c.number, notAfter: rev.notAfter, olderUntil: time.Now().Add(validity)}, nil
+		return revoked{number: c.number, notAfter: notAfter, olderUntil: time.Now().Add(validity)}, nil
 	case status == http.StatusOK || status == http.StatusBadRequest:
 		return revoked{}, fmt.Errorf("%w: CRL %s does not hold the serial; set crl.generateOnRevoke in ca.json", plugins.ErrNotProven, c.number)
 	default:
@@ -250,7 +260,7 @@ func (r *remote) crl(context.Context) ([]byte, error) {
 	return nil, fmt.Errorf("%w: no CRL fetched yet", plugins.ErrUnavailable)
 }
 
-// issued yields what this backend has asked for.
+// issued yields what this backend has asked for, and what step-ca's database has, where that can be asked.
 func (r *remote) issued(ctx context.Context) iter.Seq2[plugins.Found, error] {
 	return func(yield func(plugins.Found, error) bool) {
 		for f, err := range r.journal.issued(ctx, time.Now()) {
@@ -258,7 +268,15 @@ func (r *remote) issued(ctx context.Context) iter.Seq2[plugins.Found, error] {
 				return
 			}
 		}
-		yield(plugins.Found{}, &plugins.PartialError{Problem: "what step-ca has signed for others is not listed"})
+		if r.signed == nil {
+			yield(plugins.Found{}, &plugins.PartialError{Problem: "what step-ca has signed for others is not listed"})
+			return
+		}
+		for f, err := range r.inDatabase(ctx, time.Now()) {
+			if !yield(f, err) {
+				return
+			}
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stint-dev/stint/plugins"
+	"github.com/stint-dev/stint/plugins/internal/database"
 )
 
 const pathProvisioners = "/1.0/provisioners"
@@ -50,7 +51,30 @@ func (r *remote) check(ctx context.Context, roles []plugins.Role) []plugins.Find
 	if err != nil {
 		return []plugins.Finding{broken("ca-unreachable", "step-ca", err.Error(), "see that "+r.client.base+" answers and root_file holds its root")}
 	}
-	return slices.Concat(r.checkClock(ctx), r.checkProvisioners(all, roles), r.checkCRL(ctx))
+	return slices.Concat(r.checkClock(ctx), r.checkProvisioners(all, roles), r.checkCRL(ctx), r.checkDatabase(ctx))
+}
+
+// checkDatabase reads the first of what step-ca has signed.
+func (r *remote) checkDatabase(ctx context.Context) []plugins.Finding {
+	if r.signed == nil {
+		return nil
+	}
+	for _, err := range r.inDatabase(ctx, time.Now()) {
+		if err != nil {
+			return []plugins.Finding{weak("ca-database", "database",
+				"what step-ca has signed cannot be read, so nobody sees what it signed for others: "+err.Error(), r.grant())}
+		}
+		break
+	}
+	return nil
+}
+
+// grant is the right that reading takes.
+func (r *remote) grant() string {
+	if r.signed.Kind == database.MySQL {
+		return "GRANT SELECT (nvalue) ON " + r.signed.Database + ".x509_certs TO " + r.signed.User
+	}
+	return "GRANT SELECT (nvalue) ON x509_certs TO " + r.signed.User
 }
 
 // checkClock compares step-ca's clock, as its answers show it, with this machine's.

@@ -127,6 +127,14 @@ func (b *Backend) Issue(ctx context.Context, req plugins.Request) (plugins.Crede
 // Revoke puts the serial on the CRL. It says Lapsed instead when the certificate has expired: of the embedded CA an hour
 // ago, for as long as its CRL keeps what has expired, so that a clock which is ahead by less ends nothing that still works.
 func (b *Backend) Revoke(ctx context.Context, held plugins.Held) (plugins.Ending, error) {
+	ca, asks := b.ca.(*remote)
+	if number, stranger := strangerNumber(held.Handle); stranger && asks {
+		on, err := ca.revokeNumber(ctx, number, held.NotAfter)
+		if err != nil {
+			return plugins.Ending{}, fmt.Errorf("revoke certificate: %w", err)
+		}
+		return on.ending(held.NotAfter, time.Now()), nil
+	}
 	lease, err := leaseOf(held)
 	if err != nil {
 		return plugins.Ending{}, err

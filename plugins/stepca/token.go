@@ -98,6 +98,10 @@ func algorithmOf(jwk jose.JSONWebKey) jose.SignatureAlgorithm {
 
 // forSign authorises exactly one request to sign, for as long as the context has time.
 func (t *tokens) forSign(ctx context.Context, audience string, l *leaf, crlURL string) (string, error) {
+	return t.sign(t.claimsFor(ctx, audience, l, crlURL))
+}
+
+func (t *tokens) claimsFor(ctx context.Context, audience string, l *leaf, crlURL string) claims {
 	c := t.claims(ctx, audience)
 	c.Subject = l.uri.String() // step-ca wants one, and a request's common name among subject and sans
 	if l.commonName != "" {
@@ -120,7 +124,7 @@ func (t *tokens) forSign(ctx context.Context, audience string, l *leaf, crlURL s
 			c.Stint.Usages = append(c.Stint.Usages, "clientAuth")
 		}
 	}
-	return t.sign(c)
+	return c
 }
 
 // forRevoke authorises the revocation of one serial number.
