@@ -217,7 +217,10 @@ type stepcaBlock struct {
 	RootFile     string           `hcl:"root_file,optional"`
 	Provisioner  string           `hcl:"provisioner,optional"`
 	Key          config.SecretRef `hcl:"key,optional"`
+	Database     *stepcaDatabase  `hcl:"database,block"`
 }
+
+var errDatabaseEmbedded = errors.New("database: an embedded CA has none; it is for mode = \"remote\"")
 
 func openStepCA(block config.Backend, s surroundings) (plugins.Backend, error) {
 	var b stepcaBlock
@@ -248,11 +251,17 @@ func caDir(cfg *config.Config, block config.Backend) string {
 func (b stepcaBlock) remote(dir string) (stepca.RemoteConfig, error) {
 	root, rootErr := readPEM("root_file", b.RootFile)
 	key, keyErr := loadRef("key", b.Key)
-	return stepca.RemoteConfig{URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key, DataDir: dir}, errors.Join(rootErr, keyErr)
+	db, dbErr := b.database()
+	return stepca.RemoteConfig{
+		URL: b.URL, RootPEM: root, Provisioner: b.Provisioner, Key: key, DataDir: dir, Database: db,
+	}, errors.Join(rootErr, keyErr, dbErr)
 }
 
 func (b stepcaBlock) embedded(dir string) (stepca.EmbeddedConfig, error) {
 	cfg := stepca.EmbeddedConfig{DataDir: dir}
+	if b.Database != nil {
+		return cfg, errDatabaseEmbedded
+	}
 	if b.IssuerCert == "" {
 		return cfg, nil
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/stint-dev/stint/broker/config"
 	"github.com/stint-dev/stint/plugins/secret"
+	"github.com/stint-dev/stint/plugins/stepca"
 	"github.com/stint-dev/stint/plugins/vault"
 )
 
@@ -49,4 +50,27 @@ func vaultDatabases(backend string, blocks []vaultDatabase) ([]vault.Database, e
 
 func (b vaultDatabase) fault(backend, problem string) error {
 	return &config.Error{Faults: []config.Fault{{File: b.Range.Filename, Line: b.Range.Start.Line, Problem: "backend " + backend + ": " + problem}}}
+}
+
+// stepcaDatabase is database { … } of a step-ca: where it keeps what it has signed.
+type stepcaDatabase struct {
+	URL      config.NamedDatabaseURL `hcl:"url"`
+	Password config.SecretRef        `hcl:"password"`
+	CAFile   string                  `hcl:"ca_file,optional"`
+}
+
+// database makes what the plugin takes; nil where there is none.
+func (b stepcaBlock) database() (*stepca.Database, error) {
+	if b.Database == nil {
+		return nil, nil //nolint:nilnil // there may be none
+	}
+	where, err := b.Database.URL.Parse()
+	if err != nil {
+		return nil, fmt.Errorf("database: url: %w", err)
+	}
+	return &stepca.Database{
+		Kind: where.Kind, Addr: where.Addr(), User: where.User, Database: where.Name,
+		Password: func(context.Context) (secret.Value, error) { return b.Database.Password.Load() },
+		Plain:    !where.TLS && b.Database.CAFile == "", CAFile: b.Database.CAFile,
+	}, nil
 }

@@ -245,23 +245,31 @@ func TestReconcileStepCA(t *testing.T) {
 // revokeAt revokes a certificate at a step-ca with the provisioner's key, as whoever else has it could.
 func revokeAt(t *testing.T, ca *servertest.StepCA, l *stintv1.Lease) {
 	t.Helper()
+	id, err := lease.ParseID(strings.TrimPrefix(l.GetName(), "leases/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := holderOf(t, ca).Revoke(t.Context(), plugins.Held{Lease: id, NotAfter: l.GetNotAfter().AsTime()})
+	if err != nil || end.Proof != plugins.OnCRL {
+		t.Fatalf("revoke at the CA: %+v, %v", end, err)
+	}
+}
+
+// holderOf is whoever else has the provisioner's key.
+func holderOf(t *testing.T, ca *servertest.StepCA) *stepca.Backend {
+	t.Helper()
 	key, err := json.Marshal(ca.ProvisionerKey)
 	if err != nil {
 		t.Fatal(err)
 	}
 	backend, err := stepca.New(stepca.Config{
 		Instance: "stepca/remote", Mode: stepca.Remote, TaskTrustDomain: "tasks.example.org",
-		Remote: stepca.RemoteConfig{URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key), DataDir: t.TempDir()},
+		Remote: stepca.RemoteConfig{
+			URL: ca.URL, RootPEM: ca.RootPEM, Provisioner: ca.Provisioner, Key: secret.New(key), DataDir: t.TempDir(),
+		},
 	}, zaptest.NewLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := lease.ParseID(strings.TrimPrefix(l.GetName(), "leases/"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	end, err := backend.Revoke(t.Context(), plugins.Held{Lease: id, NotAfter: l.GetNotAfter().AsTime()})
-	if err != nil || end.Proof != plugins.OnCRL {
-		t.Fatalf("revoke at the CA: %+v, %v", end, err)
-	}
+	return backend
 }
