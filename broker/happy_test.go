@@ -42,6 +42,7 @@ func TestStory(t *testing.T) {
 				if ended.Task.Summary.ByProof[tc.proof] != 1 || ended.Leases[0].Proof != tc.proof || len(ended.Checkpoint) == 0 {
 					t.Errorf("ended %+v, want the proof %s", ended.Leases, tc.proof)
 				}
+				endless(t, ended.Task.Summary, tc.proof)
 				rec := h.recorded(audit.LeaseEnded, out.Lease.ID.String())
 				if len(rec) != 1 || rec[0].Proof.Kind != tc.proof || rec[0].Proof.At.IsZero() {
 					t.Errorf("records of the end: %+v", rec)
@@ -54,5 +55,13 @@ func TestStory(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// endless expects that what was disclosed counts as usable without end, and nothing else does.
+func endless(t *testing.T, sum task.Summary, proof plugins.Proof) {
+	t.Helper()
+	if got := sum.UsableUntil.Equal(plugins.NoEnd()); got != (proof == plugins.Disclosed) {
+		t.Errorf("ended by %s, the task says usable until %s", proof, sum.UsableUntil)
 	}
 }

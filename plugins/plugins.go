@@ -223,7 +223,7 @@ type Credential struct {
 	// NotAfter is the end by the backend's own word, not what was asked for. Zero exactly for EndsNever.
 	NotAfter time.Time
 	// UsableUntil is until when, at worst, it could work if the backend never did anything more: what was made elsewhere ends
-	// by the clock there, which MAY know another end, or none (NoEnd). Zero means NotAfter.
+	// by the clock there, which MAY know another end, or none (NoEnd, as for EndsNever). Zero means NotAfter.
 	UsableUntil time.Time
 }
 

@@ -220,7 +220,10 @@ func (l Lease) End(e plugins.Ending) (Lease, error) {
 		l.NextAt = e.UsableUntil
 		return l, nil
 	}
-	if l.UsableUntil.IsZero() && next != Disclosed {
+	switch {
+	case next == Disclosed:
+		l.UsableUntil = plugins.NoEnd()
+	case l.UsableUntil.IsZero():
 		l.UsableUntil = e.At
 	}
 	l.RevokedAt, l.NextAt = e.At, time.Time{}

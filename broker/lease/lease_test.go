@@ -218,7 +218,7 @@ func TestEnd(t *testing.T) {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
 	disclosed, err := in(lease.Revoking).End(plugins.Ending{Proof: plugins.Disclosed, At: sweepAt})
-	if err != nil || !disclosed.UsableUntil.IsZero() {
+	if err != nil || !disclosed.UsableUntil.Equal(plugins.NoEnd()) {
 		t.Errorf("%v: a disclosed secret has an end: %s", err, disclosed.UsableUntil)
 	}
 	if _, err := in(lease.Revoking).End(plugins.Ending{Proof: plugins.Pending, At: sweepAt}); !errors.Is(err, lease.ErrState) {

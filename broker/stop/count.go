@@ -79,6 +79,9 @@ func (c *count) settle(l lease.Lease) {
 	}
 	delete(c.open, l.ID)
 	c.byProof[l.Proof]++
+	if l.State == lease.Disclosed { // it has no end, which is said by its count
+		return
+	}
 	c.ended.usable, c.ended.unchecked = later(c.ended.usable, e.usable), later(c.ended.unchecked, e.unchecked)
 }
 

@@ -97,7 +97,7 @@ func TestCount(t *testing.T) {
 
 	s.count.settle(lease.Lease{ID: lease.ID{1}, State: lease.Revoked, Proof: plugins.OnCRL, UsableUntil: now, UncheckedUntil: at(5)})
 	s.count.settle(lease.Lease{ID: lease.ID{2}, State: lease.Lapsed, Proof: plugins.Lapsed, UsableUntil: at(7)})
-	s.count.settle(lease.Lease{ID: lease.ID{3}, State: lease.Disclosed, Proof: plugins.Disclosed})
+	s.count.settle(lease.Lease{ID: lease.ID{3}, State: lease.Disclosed, Proof: plugins.Disclosed, UsableUntil: plugins.NoEnd()})
 	wantProgress(t, s, at(2), Progress{
 		Leases: 5, Open: 2, Unbounded: 1, UsableUntil: at(7), UncheckedUntil: at(5),
 		ByProof: map[plugins.Proof]int{plugins.OnCRL: 1, plugins.Lapsed: 1, plugins.Disclosed: 1},

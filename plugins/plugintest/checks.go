@@ -126,6 +126,9 @@ func (s *suite) checkCredential(t *testing.T, got issued) {
 	if (s.info.Ends == plugins.EndsNever) != cred.NotAfter.IsZero() {
 		t.Errorf("not after is %v for a role that ends by kind %d", cred.NotAfter, s.info.Ends)
 	}
+	if s.info.Ends == plugins.EndsNever && !cred.UsableUntil.Equal(plugins.NoEnd()) {
+		t.Errorf("usable at worst until %v, and it never ends", cred.UsableUntil)
+	}
 	if !cred.UsableUntil.IsZero() && cred.UsableUntil.Before(cred.NotAfter) {
 		t.Errorf("usable at worst until %v, and it ends by the backend's own word at %v", cred.UsableUntil, cred.NotAfter)
 	}

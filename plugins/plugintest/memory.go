@@ -295,6 +295,9 @@ func (s *slot) end(now time.Time) plugins.Ending {
 
 func credential(cfg roleConfig, lease plugins.LeaseID, h plugins.Handle, password secret.Value, until time.Time) plugins.Credential {
 	cred := plugins.Credential{Handle: h, PublicRef: publicRef(lease), NotAfter: until}
+	if until.IsZero() {
+		cred.UsableUntil = plugins.NoEnd()
+	}
 	if cfg.CSR {
 		cred.Chain = [][]byte{[]byte("certificate " + lease.String())}
 		cred.Bundle = [][]byte{[]byte("root")}

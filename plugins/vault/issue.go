@@ -107,6 +107,8 @@ func (b *Backend) credential(ctx context.Context, a *answer) (plugins.Credential
 		}
 		cred.UsableUntil = a.worst(cred.NotAfter)
 		a.handle.Until = cred.UsableUntil.Unix()
+	} else {
+		cred.UsableUntil = plugins.NoEnd()
 	}
 	a.handle.Certificate = a.recipe.Certificate()
 	if cred.Fields, cred.PublicRef, err = a.fields(); err != nil {
