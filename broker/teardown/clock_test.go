@@ -200,3 +200,32 @@ func TestClockIsSetWithoutLedger(t *testing.T) {
 		}
 	})
 }
+
+// TestClockOfADamagedLedger: what cannot be read is not planned anew, and keeps nothing else from being, or from ending.
+func TestClockOfADamagedLedger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		y := newYard(t)
+		expires := y.task(func(t *task.Task) { t.NotAfter, t.NextAt = t.CreatedAt.Add(time.Hour), t.CreatedAt.Add(time.Hour) })
+		held := y.lease(expires, "memory/b")
+		unread := y.task(nil)
+		lost, other := y.lease(unread, "memory/a"), y.lease(y.task(nil), "memory/b")
+		loop, stop := y.runLoop()
+		defer stop()
+		pass(3 * time.Second)
+		y.setClock(2 * time.Hour)
+		y.store.damaged.Store("memory/a")
+		y.store.unread.Store(unread.ID)
+		y.noticed(loop, 1)
+		pass(time.Minute)
+		y.store.unread.Store(task.ID{})
+		if got := y.readTask(expires.ID); got.State != task.Active {
+			t.Errorf("a task ended by a clock that was set: it is %s (%s)", got.State, got.CloseReason)
+		}
+		y.close(y.readTask(other.Task))
+		y.until(5*time.Second, y.final(other.ID))
+		y.until(6*time.Minute, y.final(held.ID))
+		if got := y.readLease(lost.ID); got.State.Final() || y.a.Calls(plugintest.OpRevoke) != 0 {
+			t.Errorf("what cannot be read is %s", got.State)
+		}
+	})
+}

@@ -77,6 +77,23 @@ func (d damagedTx) DueLeases(lane string, now time.Time, limit int, except ...ta
 	return d.StoreTx.DueLeases(lane, now, limit, except...)
 }
 
+// ListLeases and ListTasks come by what cannot be read, where they list all.
+func (d damagedTx) ListLeases(f ledger.LeaseFilter) ([]lease.Lease, error) {
+	all, err := d.StoreTx.ListLeases(f)
+	if (f.Task == task.ID{}) && slices.ContainsFunc(all, func(l lease.Lease) bool { return l.Lane == d.lane }) {
+		return nil, fmt.Errorf("%w: %w", ledger.ErrUnavailable, ledger.ErrDamaged)
+	}
+	return all, err
+}
+
+func (d damagedTx) ListTasks(f ledger.TaskFilter) ([]task.Task, error) {
+	all, err := d.StoreTx.ListTasks(f)
+	if slices.ContainsFunc(all, func(t task.Task) bool { return t.ID == d.task }) {
+		return nil, fmt.Errorf("%w: %w", ledger.ErrUnavailable, ledger.ErrDamaged)
+	}
+	return all, err
+}
+
 func (f *failing) Begin(ctx context.Context) (ledger.StoreTx, error) {
 	if f.yes.Load() {
 		return nil, ledger.ErrUnavailable

@@ -2,6 +2,7 @@ package teardown
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/stint-dev/stint/broker/audit"
@@ -22,14 +23,22 @@ type shift struct {
 // replan plans everything that is open anew, intents first, and records that the clock was set.
 func (l *Loop) replan(ctx context.Context, s shift) error {
 	for _, states := range [][]lease.State{{lease.Intent}, {lease.Active, lease.Revoking, lease.Lapsing}} {
-		if err := l.replanLeases(ctx, s, states); err != nil {
+		err := l.replanLeases(ctx, s, states)
+		if errors.Is(err, ledger.ErrDamaged) {
+			err = l.replanLanes(ctx, s)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	if err := l.replanTasks(ctx, s); err != nil {
+	err := l.replanTasks(ctx, s)
+	if errors.Is(err, ledger.ErrDamaged) {
+		err = l.replanEach(ctx, s)
+	}
+	if err != nil {
 		return err
 	}
-	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
+	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 		by := s.jump.Round(time.Millisecond).String()
 		if s.jump > 0 {
 			by = "+" + by
@@ -51,11 +60,7 @@ func (l *Loop) replanLeases(ctx context.Context, s shift, states []lease.State) 
 			}
 			for _, from := range page {
 				filter.Before = from.ID
-				next := s.lease(from, l.horizon(from))
-				if next.NextAt.Equal(from.NextAt) && next.ClaimUntil.Equal(from.ClaimUntil) {
-					continue
-				}
-				if err := tx.UpdateLease(next, from); err != nil {
+				if err := l.replanLease(tx, s, from); err != nil {
 					return err
 				}
 			}
@@ -66,6 +71,14 @@ func (l *Loop) replanLeases(ctx context.Context, s shift, states []lease.State) 
 			return err
 		}
 	}
+}
+
+func (l *Loop) replanLease(tx *ledger.Tx, s shift, from lease.Lease) error {
+	next := s.lease(from, l.horizon(from))
+	if next.NextAt.Equal(from.NextAt) && next.ClaimUntil.Equal(from.ClaimUntil) {
+		return nil
+	}
+	return tx.UpdateLease(next, from)
 }
 
 func (l *Loop) replanTasks(ctx context.Context, s shift) error {
@@ -79,11 +92,7 @@ func (l *Loop) replanTasks(ctx context.Context, s shift) error {
 			}
 			for _, from := range page {
 				filter.Before = from.ID
-				next := s.task(from)
-				if next.NextAt.Equal(from.NextAt) {
-					continue
-				}
-				if err := tx.UpdateTask(next, from.State); err != nil {
+				if err := replanTask(tx, s, from); err != nil {
 					return err
 				}
 			}
@@ -94,6 +103,14 @@ func (l *Loop) replanTasks(ctx context.Context, s shift) error {
 			return err
 		}
 	}
+}
+
+func replanTask(tx *ledger.Tx, s shift, from task.Task) error {
+	next := s.task(from)
+	if next.NextAt.Equal(from.NextAt) {
+		return nil
+	}
+	return tx.UpdateTask(next, from.State)
 }
 
 // horizon is for how long after its deadline the issue of a lease may still have effects. That of a backend which is not
