@@ -17,39 +17,37 @@ func endless() []string { return []string{"aws", "consul", "nomad", "rabbitmq"} 
 // own are the engines whose credentials Vault itself accepts, or that carry their end: it is the lease's.
 func own() []string { return []string{"pki", "ssh"} }
 
-// engineEnd says what ends what an engine made, if Vault never does: what is known of it counts more than what the role says, and
-// where neither is, a database is taken at the worst that its own role allows, and everything else as endless.
-func engineEnd(mountType string, stated recipe.EngineEnd) recipe.EngineEnd {
+// engineEnd says what ends what an engine made, if Vault never does. What is known of the engine counts more than what the role
+// says; where neither tells, a database is taken at the worst that its own role allows, and everything else as endless. Vault
+// names the engine since 1.16.
+func (a *answer) engineEnd() recipe.EngineEnd {
 	switch {
-	case slices.Contains(endless(), mountType):
+	case slices.Contains(endless(), a.reply.MountType):
 		return recipe.NoEnd
-	case stated != "":
-		return stated
-	case slices.Contains(own(), mountType):
-		return recipe.WithLease
-	case mountType == "database", mountType == "": // Vault tells since 1.16
+	case a.recipe.EngineEnd != "":
+		return a.recipe.EngineEnd
+	case a.reply.MountType == "database":
 		return recipe.AtMaximum
 	}
 	return recipe.NoEnd
 }
 
-// worst returns until when, at worst, what the answer brought could work: its lease ends at notAfter.
-func (a *answer) worst(notAfter time.Time) time.Time {
-	if slices.Contains(own(), a.reply.MountType) {
-		return notAfter
-	}
-	switch engineEnd(a.reply.MountType, a.recipe.EngineEnd) {
-	case recipe.NoEnd:
+// worst returns until when, at worst, what the answer brought could work, where its lease ends by bound. It is in whole seconds,
+// rounded up, as a handle keeps it.
+func (a *answer) worst(lease bound) time.Time {
+	end := lease.latest.Add(engineSlack)
+	switch {
+	case slices.Contains(own(), a.reply.MountType):
+		end = lease.latest
+	case a.engineEnd() == recipe.NoEnd:
 		return plugins.NoEnd()
-	case recipe.AtMaximum: // it was made with the lease that Vault gave first
-		given := a.answered.Add(time.Duration(a.reply.LeaseDuration) * time.Second)
-		return latest(given, notAfter).Add(engineSlack)
-	case recipe.WithLease:
+	case a.engineEnd() == recipe.AtMaximum: // it was made with the lease that Vault gave first
+		end = later(end, a.given().latest.Add(engineSlack))
 	}
-	return notAfter.Add(engineSlack)
+	return end.Add(time.Second - 1).Truncate(time.Second)
 }
 
-func latest(a, b time.Time) time.Time {
+func later(a, b time.Time) time.Time {
 	if b.After(a) {
 		return b
 	}

@@ -12,8 +12,10 @@ import (
 // TestWorst: an engine that is known has its own end whatever the role says, and one that is not has the worst.
 func TestWorst(t *testing.T) {
 	t.Parallel()
-	answered := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
-	cut, given := answered.Add(time.Minute), answered.Add(time.Hour)
+	asked := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC)
+	answered := asked.Add(8*time.Second + time.Millisecond)
+	lease := bound{asked.Add(time.Minute), answered.Add(time.Minute)}
+	cut, given := asked.Add(69*time.Second), asked.Add(time.Hour+9*time.Second) // rounded up
 	for _, tt := range []struct {
 		mount  string
 		stated recipe.EngineEnd
@@ -30,12 +32,14 @@ func TestWorst(t *testing.T) {
 		{"consul", recipe.WithLease, plugins.NoEnd()},
 		{"somebody-s", "", plugins.NoEnd()},
 		{"somebody-s", recipe.WithLease, cut.Add(engineSlack)},
-		{"", "", given.Add(engineSlack)},
+		{"", "", plugins.NoEnd()}, // a Vault that names no engine
+		{"", recipe.AtMaximum, given.Add(engineSlack)},
 	} {
 		a := answer{
-			reply: &rest.Reply{MountType: tt.mount, LeaseDuration: 3600}, recipe: recipe.Recipe{EngineEnd: tt.stated}, answered: answered,
+			reply: &rest.Reply{MountType: tt.mount, LeaseDuration: 3600}, recipe: recipe.Recipe{EngineEnd: tt.stated},
+			asked: asked, answered: answered,
 		}
-		if got := a.worst(cut); !got.Equal(tt.want) {
+		if got := a.worst(lease); !got.Equal(tt.want) {
 			t.Errorf("of engine %q, stated %q: %s, want %s", tt.mount, tt.stated, got, tt.want)
 		}
 	}

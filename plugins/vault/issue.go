@@ -102,10 +102,11 @@ func (b *Backend) credential(ctx context.Context, a *answer) (plugins.Credential
 	var cred plugins.Credential
 	var err error
 	if a.recipe.Kind == recipe.Lease {
-		if cred.NotAfter, err = b.bind(ctx, a); err != nil {
+		lease, err := b.bind(ctx, a)
+		if err != nil {
 			return cred, err
 		}
-		cred.UsableUntil = a.worst(cred.NotAfter)
+		cred.NotAfter, cred.UsableUntil = lease.earliest, a.worst(lease)
 		a.handle.Until = cred.UsableUntil.Unix()
 	} else {
 		cred.UsableUntil = plugins.NoEnd()
@@ -136,32 +137,52 @@ func (a *answer) checkShape() error {
 	return nil
 }
 
-// bind makes the lease end at the wanted instant at the latest, and returns its end: counted from just before the call
-// that set it, so that it is early by at most that call's time.
-func (b *Backend) bind(ctx context.Context, a *answer) (time.Time, error) {
-	given := a.reply.LeaseDuration
-	if given > 0 && given <= wholeSeconds(a.until.Sub(a.asked)) {
-		return a.asked.Add(time.Duration(given) * time.Second), nil
+// bound is when a lease ends: Vault counts from some instant of the call that set it.
+type bound struct{ earliest, latest time.Time }
+
+func bounds(asked, answered time.Time, seconds int64) bound {
+	lives := time.Duration(seconds) * time.Second
+	return bound{asked.Add(lives), answered.Add(lives)}
+}
+
+// given is the lease that Vault gave first.
+func (a *answer) given() bound { return bounds(a.asked, a.answered, a.reply.LeaseDuration) }
+
+// lateAnswer is by how much a lease may outlive what was wanted because Vault took that long, before it is cut.
+const lateAnswer = 2 * time.Second
+
+// bind makes the lease end at the wanted instant at the latest, by what can be known before Vault answers: it may be later by the
+// time that the last call took.
+func (b *Backend) bind(ctx context.Context, a *answer) (bound, error) {
+	given, most := a.given(), wholeSeconds(a.until.Sub(a.asked))
+	fits := a.reply.LeaseDuration > 0 && a.reply.LeaseDuration <= most
+	if fits && (!a.reply.Renewable || !given.latest.After(a.until.Add(lateAnswer))) {
+		return given, nil
 	}
 	if !a.reply.Renewable {
-		return time.Time{}, fmt.Errorf("%w: %s gives a lease of %d s where at most %d s were wanted, and it cannot be cut: "+
+		return bound{}, fmt.Errorf("%w: %s gives a lease of %d s where at most %d s were wanted, and it cannot be cut: "+
 			"lower default_lease_ttl of the mount, or let vault.data set the engine's ttl to {{ .ttl }}",
-			plugins.ErrMisconfigured, a.path, given, wholeSeconds(a.until.Sub(a.asked)))
+			plugins.ErrMisconfigured, a.path, a.reply.LeaseDuration, most)
 	}
+	return b.cut(ctx, a)
+}
+
+// cut renews the lease for what is left.
+func (b *Backend) cut(ctx context.Context, a *answer) (bound, error) {
 	asked := time.Now()
 	want := wholeSeconds(a.until.Sub(asked))
 	if want < 1 {
-		return time.Time{}, fmt.Errorf("%w: its end came before the lease could be cut", plugins.ErrUnavailable)
+		return bound{}, fmt.Errorf("%w: its end came before the lease could be cut", plugins.ErrUnavailable)
 	}
 	reply, err := b.own(ctx, put("sys/leases/renew", map[string]any{"lease_id": a.handle.Lease, "increment": want}))
 	if err != nil {
-		return time.Time{}, fmt.Errorf("cut the lease of %s to %d s: %w", a.path, want, err)
+		return bound{}, fmt.Errorf("cut the lease of %s to %d s: %w", a.path, want, err)
 	}
 	if reply.LeaseDuration < 1 || reply.LeaseDuration > want {
-		return time.Time{}, fmt.Errorf("%w: the lease of %s was cut to %d s and lives %d s",
+		return bound{}, fmt.Errorf("%w: the lease of %s was cut to %d s and lives %d s",
 			plugins.ErrMisconfigured, a.path, want, reply.LeaseDuration)
 	}
-	return asked.Add(time.Duration(reply.LeaseDuration) * time.Second), nil
+	return bounds(asked, time.Now(), reply.LeaseDuration), nil
 }
 
 func wholeSeconds(d time.Duration) int64 { return int64(d / time.Second) }

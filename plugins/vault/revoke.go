@@ -90,7 +90,8 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 	}
 	ending := plugins.Ending{Proof: plugins.ReadBack, At: time.Now(), Detail: detail}
 	if h.Certificate {
-		ending.UsableUntil, ending.UncheckedUntil = held.NotAfter, held.NotAfter
+		end := later(held.NotAfter, h.until()) // its own, which is no earlier than the lease's
+		ending.UsableUntil, ending.UncheckedUntil = end, end
 	}
 	if gone {
 		return b.goneBefore(ending, h, held), nil
@@ -112,7 +113,7 @@ func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held)
 	if last.After(ending.At) {
 		ending.UsableUntil = last
 	}
-	if end := held.NotAfter; !end.IsZero() && ending.At.After(end) && !last.After(latest(end.Add(engineSlack), ending.At)) {
+	if end := held.NotAfter; !end.IsZero() && ending.At.After(end) && !last.After(later(end.Add(engineSlack), ending.At)) {
 		ending.Proof, ending.UsableUntil = plugins.Lapsed, last
 		ending.Detail += "; it had expired"
 		return ending
