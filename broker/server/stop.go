@@ -132,7 +132,7 @@ func agentStateFrom(s stintv1.AgentState) ledger.AgentState {
 
 func progressOf(p broker.Stopping) *stintv1.StopProgress {
 	out := &stintv1.StopProgress{
-		Tasks: count(p.Tasks), Leases: count(p.Leases), Open: count(p.Open), Stuck: count(p.Stuck), Unbounded: count(p.Unbounded),
+		Tasks: count(p.Tasks), Leases: count(p.Leases), Open: count(p.Open), Stuck: count(p.Stuck), Unbounded: count(p.Unbounded), Unseen: count(p.Unseen),
 		ByProof: map[string]int32{}, UsableUntil: timeOf(p.UsableUntil), UncheckedUntil: timeOf(p.UncheckedUntil),
 		Chosen: p.Chosen, Done: p.Done, Checkpoint: string(p.Checkpoint),
 	}

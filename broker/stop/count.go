@@ -25,6 +25,9 @@ type Progress struct {
 	// UsableUntil is until when, at worst, one of the leases could still work, but for the unbounded; zero where that has
 	// passed, plugins.NoEnd where one has ended of which nothing is known to have ended it where it is used.
 	UsableUntil time.Time
+	// Unseen are the leases that ended in a way that proves no end where they are used: it may be later, at UsableUntil at worst.
+	// Certificates, which are on a CRL by then, are none of them.
+	Unseen int
 	// UncheckedUntil is until when who checks no revocation accepts one of them; zero where that has passed.
 	UncheckedUntil time.Time
 }
@@ -56,6 +59,8 @@ type count struct {
 	open          map[lease.ID]ends
 	byProof       map[plugins.Proof]int
 	ended         ends // the latest instants of those that ended
+	// seemed are the instants until when those could work that ended with one after their end, and without a CRL.
+	seemed []time.Time
 }
 
 func newCount() count {
@@ -81,6 +86,9 @@ func (c *count) settle(l lease.Lease) {
 	c.byProof[l.Proof]++
 	if l.State == lease.Disclosed { // it has no end, which is said by its count
 		return
+	}
+	if e.usable.After(l.RevokedAt) && e.unchecked.IsZero() && l.Proof != plugins.OnCRL {
+		c.seemed = append(c.seemed, e.usable)
 	}
 	c.ended.usable, c.ended.unchecked = later(c.ended.usable, e.usable), later(c.ended.unchecked, e.unchecked)
 }
@@ -120,6 +128,11 @@ func (s *Stop) Progress(now time.Time) Progress {
 			e.usable = time.Time{}
 		}
 		usable, unchecked = later(usable, e.usable), later(unchecked, e.unchecked)
+	}
+	for _, until := range c.seemed {
+		if until.After(now) {
+			p.Unseen++
+		}
 	}
 	if usable.After(now) {
 		p.UsableUntil = usable

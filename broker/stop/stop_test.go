@@ -96,14 +96,18 @@ func TestCount(t *testing.T) {
 	wantProgress(t, s, now, Progress{Leases: 5, Open: 5, Stuck: 1, Unbounded: 2, UsableUntil: at(7), UncheckedUntil: at(5)})
 
 	s.count.settle(lease.Lease{ID: lease.ID{1}, State: lease.Revoked, Proof: plugins.OnCRL, UsableUntil: now, UncheckedUntil: at(5)})
-	s.count.settle(lease.Lease{ID: lease.ID{2}, State: lease.Lapsed, Proof: plugins.Lapsed, UsableUntil: at(7)})
+	s.count.settle(lease.Lease{ID: lease.ID{2}, State: lease.Lapsed, Proof: plugins.Lapsed, RevokedAt: at(7), UsableUntil: at(7)})
 	s.count.settle(lease.Lease{ID: lease.ID{3}, State: lease.Disclosed, Proof: plugins.Disclosed, UsableUntil: plugins.NoEnd()})
 	wantProgress(t, s, at(2), Progress{
 		Leases: 5, Open: 2, Unbounded: 1, UsableUntil: at(7), UncheckedUntil: at(5),
 		ByProof: map[plugins.Proof]int{plugins.OnCRL: 1, plugins.Lapsed: 1, plugins.Disclosed: 1},
 	})
 	s.count.settle(lease.Lease{ID: lease.ID{4}, State: lease.Revoked, Proof: plugins.Swept, UsableUntil: at(1)})
-	s.count.settle(lease.Lease{ID: lease.ID{5}, State: lease.Revoked, Proof: plugins.ReadBack, UsableUntil: at(8)})
+	wantProgress(t, s, at(0), Progress{
+		Leases: 5, Open: 1, Unbounded: 1, Unseen: 1, UsableUntil: at(7), UncheckedUntil: at(5),
+		ByProof: map[plugins.Proof]int{plugins.OnCRL: 1, plugins.Lapsed: 1, plugins.Disclosed: 1, plugins.Swept: 1},
+	})
+	s.count.settle(lease.Lease{ID: lease.ID{5}, State: lease.Revoked, Proof: plugins.ReadBack, RevokedAt: at(8), UsableUntil: at(8)})
 	wantProgress(t, s, at(8), Progress{
 		Leases: 5, ByProof: map[plugins.Proof]int{plugins.OnCRL: 1, plugins.Lapsed: 1, plugins.Disclosed: 1, plugins.Swept: 1, plugins.ReadBack: 1},
 	})

@@ -31,14 +31,14 @@ func (l *Loop) replan(ctx context.Context, s shift) error {
 			return err
 		}
 	}
-	err := l.replanTasks(ctx, s)
-	if errors.Is(err, ledger.ErrDamaged) {
-		err = l.replanEach(ctx, s)
+	tasks := l.replanTasks(ctx, s)
+	if errors.Is(tasks, ledger.ErrDamaged) {
+		tasks = l.replanEach(ctx, s)
 	}
-	if err != nil {
-		return err
+	if tasks != nil {
+		return tasks
 	}
-	_, err = l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
+	_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 		by := s.jump.Round(time.Millisecond).String()
 		if s.jump > 0 {
 			by = "+" + by

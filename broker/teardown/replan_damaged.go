@@ -18,43 +18,43 @@ const farOff = 100 * 365 * 24 * time.Hour
 // leases are due either, and holds up no other.
 func (l *Loop) replanLanes(ctx context.Context, s shift) error {
 	var lanes []string
-	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
+	failed := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
 		lanes, err = r.DueLanes(s.now.Add(farOff))
 		return err
 	})
 	for _, name := range lanes {
-		_, failed := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
+		_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 			all, err := tx.DueLeases(name, s.now.Add(farOff), everything)
 			for _, from := range all {
 				err = errors.Join(err, l.replanLease(tx, s, from))
 			}
 			return err
 		})
-		err = errors.Join(err, l.readable(failed, zap.String("lane", name)))
+		failed = errors.Join(failed, l.readable(err, zap.String("lane", name)))
 	}
-	return err
+	return failed
 }
 
 // replanEach plans tasks anew one by one, where they cannot be read as a whole.
 func (l *Loop) replanEach(ctx context.Context, s shift) error {
 	var due []task.ID
-	err := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
+	failed := l.cfg.Ledger.View(ctx, func(r ledger.Reader) error {
 		var err error
 		due, err = r.DueTasks(s.now.Add(farOff), everything)
 		return err
 	})
 	for _, id := range due {
-		_, failed := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
+		_, err := l.cfg.Ledger.Update(ctx, func(tx *ledger.Tx) error {
 			from, err := tx.Task(id)
 			if err != nil {
 				return err
 			}
 			return replanTask(tx, s, from)
 		})
-		err = errors.Join(err, l.readable(failed, zap.Stringer("task", id)))
+		failed = errors.Join(failed, l.readable(err, zap.Stringer("task", id)))
 	}
-	return err
+	return failed
 }
 
 // readable tells what cannot be read, and returns every other error.

@@ -60,11 +60,11 @@ func (h hundreds) gone(t *testing.T, issued []*agent.Credential) {
 }
 
 // TestHundreds completes a task with 100 Vault leases and 100 certificates: none is left, and the summary says how each
-// was proven. With Vault sealed, another says that it is closing, what is still usable, until when, and what is waited
+// was proven. With Vault down, another says that it is closing, what is still usable, until when, and what is waited
 // for; it finishes by itself when Vault is back.
 func TestHundreds(t *testing.T) {
 	t.Parallel()
-	server := servertest.StartVault(t, servertest.VaultOptions{})
+	server := servertest.StartVault(t, servertest.VaultOptions{OnDisk: true})
 	f := vaulttest.Setup(t, server)
 	f.SSH(t)
 	auth, _ := tokenAuth(t, f)
@@ -82,13 +82,13 @@ func TestHundreds(t *testing.T) {
 	h.unchecked(t, task, issued, sum)
 
 	task, issued = h.many(t, 100)
-	server.Seal(t)
+	server.Kill(t)
 	done, err = task.Complete(t.Context(), 3*time.Second)
 	if err != nil || done.GetTask().GetState() != stintv1.TaskState_TASK_STATE_CLOSING {
-		t.Fatalf("completed with Vault sealed: %v, %v", done.GetTask().GetState(), err)
+		t.Fatalf("completed with Vault down: %v, %v", done.GetTask().GetState(), err)
 	}
 	h.stillUsable(t, task, 100)
-	server.Unseal(t)
+	server.Restart(t)
 	h.allClosed(t, h.admin(t))
 	h.gone(t, issued)
 }

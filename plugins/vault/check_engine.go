@@ -132,6 +132,7 @@ func (c *roleChecker) database(path string) {
 		if !strings.Contains(revocation, "pg_terminate_backend") {
 			c.sessions(path, PostgreSQLRevocation)
 		}
+		c.renewal(path, reply)
 	case "mysql":
 		event := strings.Index(upper, "CREATE EVENT")
 		if !ends || event < 0 || event > strings.Index(upper, "CREATE USER") {
@@ -144,7 +145,23 @@ func (c *roleChecker) database(path string) {
 			c.sessions(path, MySQLRevocation)
 		}
 	default:
-		c.unstated("this database")
+		c.unknownDatabase(path, revocation)
+	}
+}
+
+// renewal is about statements of an operator's own that vault runs when it cuts a lease.
+func (c *roleChecker) renewal(path string, reply *rest.Reply) {
+	renewal := strings.ToUpper(statements(reply, "renew_statements"))
+	if c.recipe.EngineEnd == recipe.WithLease && renewal != "" && !strings.Contains(renewal, "VALID UNTIL") {
+		c.wrongEnd("the renew_statements of "+path+" do not move VALID UNTIL", recipe.AtMaximum)
+	}
+}
+
+func (c *roleChecker) unknownDatabase(path, revocation string) {
+	c.unstated("this database")
+	if revocation == "" {
+		c.weakens("database-sessions", c.subject, path+" has no revocation statements: what becomes of open sessions is up to vault's plugin",
+			"vault write "+path+" revocation_statements=…")
 	}
 }
 

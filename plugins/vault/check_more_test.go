@@ -163,7 +163,10 @@ func TestCheckOfEndlessEngines(t *testing.T) {
 func TestCheckOfStatedEnds(t *testing.T) {
 	c := goodSetup(t)
 	mysql := databaseRole([]string{vault.MySQLEvent + mysqlUser}, []string{vault.MySQLRevocation})
-	other := databaseRole([]string{`{"db": "admin", "roles": [{"role": "readWrite"}]}`}, nil)
+	const document = `{"db": "admin", "roles": [{"role": "readWrite"}]}`
+	other := databaseRole([]string{document}, []string{`{"db": "admin"}`})
+	stays := databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation})
+	stays["renew_statements"] = []string{`SELECT 1`}
 	for name, tt := range map[string]struct {
 		engine map[string]any
 		end    string
@@ -174,7 +177,10 @@ func TestCheckOfStatedEnds(t *testing.T) {
 		"mysql with its lease":  {mysql, "lease", "engine_end: maximum"},
 		"others, not stated":    {other, "", "engine_end: none"},
 		"others, without end":   {other, "none", ""},
+		"others, sessions":      {databaseRole([]string{document}, nil), "none", "revocation_statements="},
 		"postgresql by default": {databaseRole([]string{vaulttest.CreatesUser}, []string{vault.PostgreSQLRevocation}), "", ""},
+		"postgresql that stays": {stays, "lease", "engine_end: maximum"},
+		"and says so":           {stays, "maximum", ""},
 	} {
 		c.write(t, databasePath, tt.engine)
 		section := map[string]any{"path": "database/creds/stint-orders-ro", "policy": "stint-orders-db-read"}
@@ -187,7 +193,7 @@ func TestCheckOfStatedEnds(t *testing.T) {
 		switch {
 		case tt.remedy == "" && len(found) > 0:
 			t.Errorf("%s: found %+v", name, found)
-		case tt.remedy != "" && (len(found) != 1 || found[0].Code != "engine-end" || !strings.Contains(found[0].Remedy, tt.remedy)):
+		case tt.remedy != "" && (len(found) != 1 || !strings.Contains(found[0].Remedy, tt.remedy)):
 			t.Errorf("%s: found %+v", name, found)
 		}
 	}

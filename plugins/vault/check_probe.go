@@ -32,6 +32,7 @@ func (b *Backend) Probe(ctx context.Context, role plugins.Role, params map[strin
 		return p.found
 	}
 	held := plugins.Held{Lease: req.Lease, Role: role.Name, Handle: req.Prepared.Handle, IssuedAt: time.Now(), NotAfter: req.NotAfter}
+	worst := req.Prepared.UsableUntil
 	cred, err := b.Issue(ctx, req)
 	for _, v := range cred.Fields {
 		v.Wipe()
@@ -40,7 +41,7 @@ func (b *Backend) Probe(ctx context.Context, role plugins.Role, params map[strin
 		p.breaks("probe-issue", err.Error(), p.lookAt())
 		held.NotIssued, held.Uncertain = errors.Is(err, plugins.ErrNotIssued), true
 	} else {
-		held.Handle, held.NotAfter = cred.Handle, cred.NotAfter
+		held.Handle, held.NotAfter, worst = cred.Handle, cred.NotAfter, cred.UsableUntil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeEnd)
 	defer cancel()
@@ -49,7 +50,7 @@ func (b *Backend) Probe(ctx context.Context, role plugins.Role, params map[strin
 		if cred.PublicRef != "" {
 			what = cred.PublicRef
 		}
-		p.breaks("probe-revoke", fmt.Sprintf("%s, and %s works until %s at worst", err, what, held.NotAfter.UTC().Format(time.RFC3339)), p.lookAt())
+		p.breaks("probe-revoke", fmt.Sprintf("%s, and %s works %s", err, what, atWorst(worst)), p.lookAt())
 	}
 	return p.found
 }
@@ -94,4 +95,11 @@ func (p *probe) lookAt() string {
 		return "vault read " + path + ": may the account that vault uses do what its statements say? See Vault's log, and docs/databases.md"
 	}
 	return "see Vault's log for the engine " + r.Mount() + "/"
+}
+
+func atWorst(until time.Time) string {
+	if until.Equal(plugins.NoEnd()) {
+		return "without a known end"
+	}
+	return "until " + until.UTC().Format(time.RFC3339) + " at worst"
 }

@@ -102,8 +102,8 @@ func (b *Backend) credential(ctx context.Context, a *answer) (plugins.Credential
 	var cred plugins.Credential
 	var err error
 	if a.recipe.Kind == recipe.Lease {
-		lease, err := b.bind(ctx, a)
-		if err != nil {
+		var lease bound
+		if lease, err = b.bind(ctx, a); err != nil {
 			return cred, err
 		}
 		cred.NotAfter, cred.UsableUntil = lease.earliest, a.worst(lease)

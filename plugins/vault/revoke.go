@@ -124,6 +124,9 @@ func (b *Backend) goneBefore(ending plugins.Ending, h handle, held plugins.Held)
 	}
 	ending.Proof = plugins.LostAtBackend
 	ending.Detail += "; gone at the first look (ended at Vault, or by an attempt of ours that was cut off)"
+	if !held.NotAfter.IsZero() && ending.At.After(held.NotAfter) {
+		ending.Detail += "; it had expired"
+	}
 	return ending
 }
 

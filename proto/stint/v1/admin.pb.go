@@ -1377,7 +1377,10 @@ type StopProgress struct {
 	// With suspend: the agent after that.
 	Agent *Agent `protobuf:"bytes,11,opt,name=agent,proto3" json:"agent,omitempty"`
 	// The signed checkpoint of the audit log after what was committed last.
-	Checkpoint    string `protobuf:"bytes,12,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	Checkpoint string `protobuf:"bytes,12,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
+	// Those in by_proof of which nobody saw that they ended where they are used: what was swept, and what was gone at its
+	// backend before it was asked. They may work until usable_until. Certificates, which a CRL names, are not counted.
+	Unseen        int32 `protobuf:"varint,13,opt,name=unseen,proto3" json:"unseen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1494,6 +1497,13 @@ func (x *StopProgress) GetCheckpoint() string {
 		return x.Checkpoint
 	}
 	return ""
+}
+
+func (x *StopProgress) GetUnseen() int32 {
+	if x != nil {
+		return x.Unseen
+	}
+	return 0
 }
 
 // Agent is an agent whose state somebody has set.
@@ -2819,7 +2829,7 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\x12\x17\n" +
 	"\adry_run\x18\n" +
 	" \x01(\bR\x06dryRunB\x0f\n" +
-	"\x06target\x12\x05\xbaH\x02\b\x01\"\xf7\x03\n" +
+	"\x06target\x12\x05\xbaH\x02\b\x01\"\x8f\x04\n" +
 	"\fStopProgress\x12\x14\n" +
 	"\x05tasks\x18\x01 \x01(\x05R\x05tasks\x12\x16\n" +
 	"\x06leases\x18\x02 \x01(\x05R\x06leases\x12>\n" +
@@ -2835,7 +2845,8 @@ const file_stint_v1_admin_proto_rawDesc = "" +
 	"\x05agent\x18\v \x01(\v2\x0f.stint.v1.AgentR\x05agent\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\f \x01(\tR\n" +
-	"checkpoint\x1a:\n" +
+	"checkpoint\x12\x16\n" +
+	"\x06unseen\x18\r \x01(\x05R\x06unseen\x1a:\n" +
 	"\fByProofEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xa6\x01\n" +

@@ -240,12 +240,12 @@ func (s session) receive(
 
 // unproven is the error for what is not known to have ended, where that was waited for.
 func unproven(t stopTarget, f stopFlags, last *stintv1.StopProgress) error {
-	left := int(last.GetOpen() + last.GetByProof()[disclosed])
+	left := int(last.GetOpen() + last.GetByProof()[disclosed] + last.GetUnseen())
 	if f.dryRun || f.wait == 0 || left == 0 {
 		return nil
 	}
 	what := plural(left, "lease") + " of " + t.String()
-	if n := last.GetByProof()[disclosed]; n > 0 && last.GetOpen() == 0 {
+	if n := last.GetByProof()[disclosed]; n > 0 && last.GetOpen()+last.GetUnseen() == 0 {
 		return &failure{error: fmt.Errorf("%s cannot be ended by the broker", what), code: codeUnproven, next: []string{"end it at the backend"}}
 	}
 	return &failure{

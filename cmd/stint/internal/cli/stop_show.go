@@ -104,6 +104,9 @@ func stopTable(w io.Writer, of stopTarget, f stopFlags, p *stintv1.StopProgress,
 	if n := p.GetByProof()[disclosed]; n > 0 {
 		t.Row("Not ended", fmt.Sprintf("%d disclosed: the broker cannot end them, they go on working", n))
 	}
+	if n := p.GetUnseen(); n > 0 {
+		t.Row("Not seen", fmt.Sprintf("%d: gone, or never heard of, at the backend; nobody saw the end where it is used", n))
+	}
 	if p.GetUsableUntil() != nil && p.GetOpen() == 0 {
 		t.Row("Usable", render.Worst(p.GetUsableUntil(), now))
 	}
@@ -123,9 +126,9 @@ func openLine(p *stintv1.StopProgress, now time.Time) string {
 		line += fmt.Sprintf(", %d overdue", n)
 	}
 	switch until := p.GetUsableUntil(); {
-	case until.AsTime().After(now):
+	case until != nil:
 		line += ", usable " + render.Worst(until, now)
-	case until != nil: // a backend without a clock of its own may go on accepting it
+	case p.GetOpen() > p.GetUnbounded(): // what should have ended by itself, and is not proven to
 		line += ", usable until proven ended"
 	}
 	if n := p.GetUnbounded(); n > 0 {

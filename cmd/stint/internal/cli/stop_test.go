@@ -114,6 +114,7 @@ func TestUnproven(t *testing.T) {
 		"open":       {&stintv1.StopProgress{Leases: 2, Open: 2}, stopFlags{wait: 1}, codeUnproven},
 		"not waited": {&stintv1.StopProgress{Leases: 2, Open: 2}, stopFlags{}, codeOK},
 		"dry run":    {&stintv1.StopProgress{Leases: 2, Open: 2}, stopFlags{wait: 1, dryRun: true}, codeOK},
+		"swept":      {&stintv1.StopProgress{Leases: 2, ByProof: map[string]int32{"swept": 1, "crl": 1}, Unseen: 1}, stopFlags{wait: 1}, codeUnproven},
 		"disclosed":  {&stintv1.StopProgress{Leases: 1, ByProof: map[string]int32{"disclosed": 1}}, stopFlags{wait: 1}, codeUnproven},
 	} {
 		err := unproven(stopTarget{kind: allTargets, name: allTargets}, tc.f, tc.p)
@@ -146,7 +147,7 @@ func TestOpenEnds(t *testing.T) {
 		}
 	}
 	for want, p := range map[string]*stintv1.StopProgress{
-		"2, usable until 11:00:00Z at worst": {Open: 2, UsableUntil: later}, "2, usable until proven ended": {Open: 2, UsableUntil: before},
+		"2, usable until 11:00:00Z at worst": {Open: 2, UsableUntil: later}, "2, usable until proven ended": {Open: 2},
 		"3, usable until 11:00:00Z at worst, 1 without an end of its own": {Open: 3, UsableUntil: later, Unbounded: 1},
 		"1, 1 without an end of its own":                                  {Open: 1, Unbounded: 1},
 	} {

@@ -187,6 +187,8 @@ func closedLine(answer closing, now time.Time) string {
 	ended := append(ends(sum), fmt.Sprintf("%d disclosed", sum.GetByProof()["disclosed"]), fmt.Sprintf("%d stuck", sum.GetStuck()))
 	if open := sum.GetLeases() - sum.GetFinal(); open > 0 {
 		ended = append(ended, fmt.Sprintf("%d not yet ended, usable %s", open, usable(sum, now)))
+	} else if sum.GetUsableUntil().AsTime().After(now) {
+		ended = append(ended, "usable "+usable(sum, now))
 	}
 	records := "audit " + strconv.FormatInt(task.GetAuditIndex(), 10)
 	if size, ok := agent.CheckpointSize(answer.GetCheckpoint()); ok && size-1 > task.GetAuditIndex() {
