@@ -139,6 +139,9 @@ func (a *api) fetch(ctx context.Context) error {
 		return err
 	}
 	material := Material{SVID: svid, X509: x509Context.Bundles}
+	if err = ownAuthorities(svid.ID, material); err != nil {
+		return err
+	}
 	if a.config.JWTBundles {
 		if material.JWT, err = a.client.FetchJWTBundles(ctx); err != nil {
 			return a.explain(err)
@@ -240,8 +243,8 @@ func (a *api) OnX509ContextWatchError(err error) { a.failed(a.explain(err)) }
 func (a *api) OnJWTBundlesWatchError(err error) { a.failed(a.explain(err)) }
 
 func (a *api) replace(m Material, fault error) {
-	var err error
-	if a.config.Accept != nil {
+	err := ownAuthorities(a.source.ID(), m)
+	if err == nil && a.config.Accept != nil {
 		err = a.config.Accept(m)
 	}
 	if err == nil {
@@ -254,6 +257,18 @@ func (a *api) replace(m Material, fault error) {
 	if fault == nil {
 		a.source.fault.Store(nil)
 	}
+}
+
+// ownAuthorities wants an authority of the own trust domain in bundles that are new. A Workload API has to send one, and an
+// answer without is to be discarded (SPIFFE Workload API, sections 4.5 and 5.2.1): taken, it would cut everybody.
+func ownAuthorities(own spiffeid.ID, m Material) error {
+	if m.X509 == nil {
+		return nil
+	}
+	if b, ok := m.X509.Get(own.TrustDomain()); !ok || b.Empty() {
+		return fmt.Errorf("%w: the Workload API hands out no X.509 authority of %s", ErrNoBundle, own.TrustDomain().Name())
+	}
+	return nil
 }
 
 // failed keeps and logs why an update failed. A watch that was cancelled did not fail.

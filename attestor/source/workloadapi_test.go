@@ -275,3 +275,80 @@ func TestAwaits(t *testing.T) {
 		t.Errorf("%v, %v", svid, err)
 	}
 }
+
+// TestBundlesThatAreNone: whatever a Workload API says instead of a bundle, the one in force stays in force, and the next that
+// is one is taken.
+func TestBundlesThatAreNone(t *testing.T) {
+	t.Parallel()
+	d, other := attestortest.NewDomain(t, "example.org", 0), attestortest.NewDomain(t, "other.org", 0)
+	for name, bundle := range map[string][]byte{"empty": nil, "junk": []byte("junk"), "cut": d.Bundle().X509Authorities()[0].Raw[:100]} {
+		none := with(t, several(t, d, "/a"), bundle)
+		addr, api := serveStub(t, none)
+		config := source.WorkloadAPI{Addr: addr, ID: attestortest.ID(t, d, "/a")}
+		if _, err := source.OpenWorkloadAPI(within(t), config); err == nil {
+			t.Errorf("%s: a source begins with it", name)
+		}
+		api.say(several(t, d, "/a"))
+		stays(t, d, config, func(kept func()) {
+			api.say(none)
+			kept()
+			api.say(several(t, d, "/a"))
+		})
+	}
+	// The SVID of somebody else comes with the bundle of another trust domain only.
+	addr, api := serveStub(t, several(t, d, "/a"))
+	stays(t, d, source.WorkloadAPI{Addr: addr, ID: attestortest.ID(t, d, "/a")}, func(kept func()) {
+		api.say(several(t, other, "/a"))
+		kept()
+		api.say(several(t, d, "/a"))
+	})
+}
+
+// with is an answer with another bundle.
+func with(t *testing.T, a answer, bundle []byte) answer {
+	t.Helper()
+	resp, err := a()
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Svids[0].Bundle = bundle
+	return func() (*workload.X509SVIDResponse, error) { return resp, nil }
+}
+
+// stays lets a Workload API fail. kept waits until that is noticed, and sees that the bundle is still in force.
+func stays(t *testing.T, d *devdomain.Domain, config source.WorkloadAPI, fail func(kept func())) {
+	t.Helper()
+	logged, logs := observer.New(zap.WarnLevel)
+	config.Logger = zap.New(logged)
+	s := open(t, config)
+	before, err := s.GetX509BundleForTrustDomain(d.TrustDomain())
+	if err != nil {
+		t.Fatal(err)
+	}
+	svid, err := s.GetX509SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fail(func() {
+		poll(t, func() bool { return logs.Len() > 0 })
+		if now, err := s.GetX509BundleForTrustDomain(d.TrustDomain()); err != nil || !now.Equal(before) {
+			t.Errorf("the bundle is no longer in force: %v", err)
+		}
+	})
+	poll(t, func() bool {
+		next, err := s.GetX509SVID()
+		return err == nil && next != svid
+	})
+}
+
+// poll waits until something is so.
+func poll(t *testing.T, so func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(soon); !so(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatal("it never was so")
+		}
+	}
+}
