@@ -167,10 +167,13 @@ func obey(t *testing.T, dir, remedy string) {
 	}
 }
 
-// ownTasks gives issued certificates the trust domain of Stint itself, which shows only in its SVID.
+// ownTasks gives issued certificates the trust domain of Stint itself, which shows only in its SVID: nothing in the
+// configuration says whose that will be.
 func ownTasks(t *testing.T, s *site) {
 	t.Helper()
-	reword(t, s, fmt.Sprintf("  trust_domains = [%q]\n", trustDomain), "")
+	socket := filepath.Join(shortDir(t), "api.sock")
+	serveWorkloadAPI(t, socket, newWorkloadAPI(t, s.ca, nil))
+	reword(t, s, s.identityFiles(), fmt.Sprintf("identity { workload_api = %q }\n", "unix://"+socket))
 	reword(t, s, "spiffe://"+trustDomain+"/ops/", "spiffe://partner.org/ops/")
 	reword(t, s, "tasks."+trustDomain, trustDomain)
 }

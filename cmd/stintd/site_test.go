@@ -70,13 +70,18 @@ func newKey(tb testing.TB) *ecdsa.PrivateKey {
 // svid makes an X.509-SVID of an hour for a path in the trust domain.
 func (a *authority) svid(tb testing.TB, path string) *x509svid.SVID {
 	tb.Helper()
+	return a.shortSVID(tb, path, time.Hour)
+}
+
+func (a *authority) shortSVID(tb testing.TB, path string, life time.Duration) *x509svid.SVID {
+	tb.Helper()
 	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	key := newKey(tb)
 	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: serial, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(life),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 		URIs: []*url.URL{{Scheme: "spiffe", Host: trustDomain, Path: path}}, DNSNames: []string{"localhost"},
 		BasicConstraintsValid: true,
@@ -137,8 +142,7 @@ func newSite(tb testing.TB, identity, backends, resources string) *site {
 	s.key = keys.Text
 	s.resources(tb, resources)
 	if identity == "" {
-		identity = fmt.Sprintf("identity {\n  cert_file = %q\n  key_file = %q\n  bundle_file = %q\n  trust_domains = [%q]\n}\n",
-			s.file("identity", "svid.pem"), s.file("identity", "key.pem"), s.file("identity", "bundle.pem"), trustDomain)
+		identity = s.identityFiles()
 	}
 	write(tb, s.file("stint.hcl"), fmt.Sprintf(`
 data_dir = %q
@@ -160,6 +164,12 @@ audit {
 `, s.file("data"), s.grpc, s.http, s.file("admin.sock"), s.file("resources.d"), s.file("audit.key"), s.file("log", "audit.jsonl"),
 		s.file("log", "checkpoints.log"))+identity+backends)
 	return s
+}
+
+// identityFiles is the block of an identity from files.
+func (s *site) identityFiles() string {
+	return fmt.Sprintf("identity {\n  cert_file = %q\n  key_file = %q\n  bundle_file = %q\n  trust_domains = [%q]\n}\n",
+		s.file("identity", "svid.pem"), s.file("identity", "key.pem"), s.file("identity", "bundle.pem"), trustDomain)
 }
 
 // shortDir makes a directory for sockets: a test's own may be too long.

@@ -28,7 +28,7 @@ type workloadAPI struct {
 }
 
 // serveWorkloadAPI serves it on a socket and returns what stops it.
-func serveWorkloadAPI(tb testing.TB, socket string, api *workloadAPI) (stop func()) {
+func serveWorkloadAPI(tb testing.TB, socket string, api workload.SpiffeWorkloadAPIServer) (stop func()) {
 	tb.Helper()
 	l, err := new(net.ListenConfig).Listen(tb.Context(), "unix", socket)
 	if err != nil {
