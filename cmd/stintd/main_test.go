@@ -64,6 +64,17 @@ func launchWith(tb testing.TB, dir string, env []string, args ...string) *daemon
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return program{self, env}.launch(tb, dir, args...)
+}
+
+// program is a test binary that is to be stintd, with more in its environment.
+type program struct {
+	path string
+	env  []string
+}
+
+func (p program) launch(tb testing.TB, dir string, args ...string) *daemon {
+	tb.Helper()
 	out, err := os.CreateTemp(dir, "stdout-")
 	if err != nil {
 		tb.Fatal(err)
@@ -73,10 +84,10 @@ func launchWith(tb testing.TB, dir string, env []string, args ...string) *daemon
 		tb.Fatal(err)
 	}
 	d := &daemon{stdout: out.Name(), stderr: errs.Name(), exited: make(chan struct{})}
-	d.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), self, args...)
+	d.cmd = exec.CommandContext(context.WithoutCancel(tb.Context()), p.path, args...)
 	d.cmd.Dir, d.cmd.Stdout, d.cmd.Stderr = dir, out, errs
 	d.cmd.Env = []string{runMain + "=1", "HOME=" + dir, "TMPDIR=" + dir, "PATH=" + vaultDir() + ":/usr/bin:/bin", "GORACE=halt_on_error=0"}
-	d.cmd.Env = slices.Concat(d.cmd.Env, hostile(), env)
+	d.cmd.Env = slices.Concat(d.cmd.Env, hostile(), p.env)
 	dieTogether(d.cmd)
 	started := make(chan error, 1)
 	go func() {

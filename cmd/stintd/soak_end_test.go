@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/plugins"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -27,11 +28,15 @@ const clockHeld = 5 * time.Minute
 // happened sees that enough was done, and in a soak that is long enough, that every fault was there and was felt.
 func (s *soak) happened(t *testing.T, seed uint64) {
 	t.Helper()
-	long := soakLength(t) >= 5*time.Minute
-	if len(s.issued) < 10 || long && s.completed == 0 {
+	if len(s.issued) < 10 || s.long && s.completed == 0 {
 		t.Fatal("too little happened for the test to mean anything")
 	}
-	if !long {
+	for reason, n := range s.failed {
+		if reason != strings.ToUpper(reason) || slices.Contains([]string{"INTERNAL", "UNKNOWN", "UNIMPLEMENTED", "DATA_LOSS"}, reason) {
+			t.Errorf("agents were told %q, %d times, which explains nothing", reason, n)
+		}
+	}
+	if !s.long {
 		return
 	}
 	for _, w := range s.storms(seed) {
@@ -42,11 +47,14 @@ func (s *soak) happened(t *testing.T, seed uint64) {
 		}
 	}
 	for _, reason := range []string{
-		"BACKEND_MISCONFIGURED", "BACKEND_UNAVAILABLE", "LEDGER_UNAVAILABLE", "POLICY_ERROR", "RESTORE_UNCONFIRMED",
+		"BACKEND_MISCONFIGURED", "BACKEND_UNAVAILABLE", "LEDGER_UNAVAILABLE", "POLICY_ERROR", "RESTORE_UNCONFIRMED", "UNAUTHENTICATED",
 	} {
 		if s.failed[reason] == 0 {
 			t.Errorf("no agent was ever told %s", reason)
 		}
+	}
+	if len(s.steps.hit) < len(failpoint.Steps())/2 {
+		t.Error("stintd was stopped at too few steps")
 	}
 }
 

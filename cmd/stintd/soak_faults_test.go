@@ -36,12 +36,14 @@ func (w *storm) span(least, most time.Duration) time.Duration {
 	return least + time.Duration(w.rng.Int64N(int64(most-least)))
 }
 
-// storms are what fails: the broker with its ledger, its files and its clock; Vault with what is behind it; and step-ca.
+// storms are what fails: the broker with its ledger, its files and its clock; Vault with what is behind it; step-ca; and where
+// identities come from.
 func (s *soak) storms(seed uint64) []*storm {
 	all := [][]mishap{
-		slices.Concat(s.brokerFaults(), s.ledgerFaults(), s.fileFaults()),
+		slices.Concat(s.brokerFaults(), s.stepFaults(), s.startFaults(), s.ledgerFaults(), s.fileFaults()),
 		s.vaultFaults(),
 		s.stepCAFaults(),
+		s.identityFaults(),
 	}
 	var out []*storm
 	for i, faults := range all {

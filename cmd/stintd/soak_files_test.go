@@ -12,8 +12,6 @@ func (s *soak) fileFaults() []mishap {
 	return []mishap{
 		{name: "resources that do not compile", do: s.breakResources},
 		{name: "a policy that cannot be evaluated", do: s.failPolicy},
-		{name: "SVID files gone", do: s.loseIdentity},
-		{name: "bundle file damaged", do: s.spoilBundle},
 		{name: "embedded CRL missing", do: s.spoilCRL(os.Remove)},
 		{name: "embedded CRL truncated", do: s.spoilCRL(func(path string) error { return os.Truncate(path, 100) })},
 		{name: "embedded CRL stale", do: s.oldCRL},

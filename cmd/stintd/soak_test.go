@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -55,8 +56,14 @@ type soak struct {
 	caFront *gate  // before step-ca
 	consul  *consul
 	roles   string // the resources
+	fewer   string // the same without one of the roles
 	faults  map[string]int
-	ended   int // how often stintd ended by itself, since its ledger could not be opened again
+	long    bool // every fault has its turn
+
+	identity sync.Mutex // held by a storm that changes where stintd has its identity from
+	provider *provider
+	steps    *steps
+	ended    int // how often stintd ended by itself, since its ledger could not be opened again
 	// restores counts those of the ledger; unknown is what it did not know any more, revived what a CA had lost.
 	restores, unknown, revived int
 	differed                   map[string]bool // what was found by a reconciliation, by its key
@@ -73,15 +80,17 @@ func TestSoak(t *testing.T) {
 	t.Parallel()
 	seed := soakSeed(t)
 	t.Logf("seed %d: %s=%d repeats it", seed, soakSeedEnv, seed)
-	s := newSoak(t)
+	s := newSoak(t, seed)
 	s.rage(t, seed, soakLength(t))
 
 	began := time.Now()
+	s.provider.calm(t)
 	s.daemon.kill(t)
 	s.daemon = s.start(t)
 	s.endsAll(t)
 	t.Logf("faults %v; %d tasks declared, %d completed, credentials acknowledged %v; failures %v; all closed after %s",
 		s.faults, s.declared, s.completed, s.byRole, s.failed, time.Since(began).Round(100*time.Millisecond))
+	t.Logf("new SVIDs were handed out %d times; %s", s.provider.handed, s.steps.summary())
 	s.happened(t, seed)
 	s.reconciles(t)
 	all := s.checkLedger(t)
@@ -133,10 +142,10 @@ func soakSeed(tb testing.TB) uint64 {
 	return seed
 }
 
-func newSoak(tb testing.TB) *soak {
+func newSoak(tb testing.TB, seed uint64) *soak {
 	tb.Helper()
 	c := &crash{tally: newTally(), signed: map[string]*x509.Certificate{}, clockOff: maxJump}
-	s := &soak{crash: c, faults: map[string]int{}, differed: map[string]bool{}, consul: startConsul(tb)}
+	s := &soak{crash: c, faults: map[string]int{}, differed: map[string]bool{}, consul: startConsul(tb), long: soakLength(tb) >= 5*time.Minute}
 	s.server = servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon, OnDisk: true})
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
@@ -153,11 +162,16 @@ func newSoak(tb testing.TB) *soak {
 	most.ttl = fmt.Sprintf("{default: %s, max: 2m}", soakTTL)
 	most.certTTL = fmt.Sprintf("{default: %s, max: %s}", soakCertTTL, soakCertTTL)
 	s.roles = catalog(most, soakRoles()...)
-	c.site = newSite(tb, "", fronts.Replace(backends), s.roles)
+	s.fewer = catalog(most, slices.DeleteFunc(soakRoles(), func(role string) bool { return role == otpRole })...)
+	socket := filepath.Join(shortDir(tb), "api.sock")
+	c.site = newSite(tb, identityBlock(socket), fronts.Replace(backends), s.roles)
+	s.provider = newProvider(tb, c.site.ca, socket)
 	c.env = []string{faultsEnv + "=" + c.file("fails")}
 	for i := range soakAgents {
-		c.clients = append(c.clients, c.agent(tb, "/agent/s"+strconv.Itoa(i)))
+		c.clients = append(c.clients, connect(tb, agent.WithAddr(c.grpc), agent.WithSource(s.provider.agent(tb, "/agent/s"+strconv.Itoa(i))),
+			agent.WithLogKey(c.key), agent.WithServerID("spiffe://"+trustDomain+stintPath)))
 	}
+	s.steps = newSteps(tb, seed)
 	s.daemon = c.start(tb)
 	return s
 }
