@@ -50,7 +50,7 @@ func TestCheckNamesEverything(t *testing.T) {
 	sealed.Seal(t)
 	ca := servertest.StartStepCA(t, servertest.StepCAOptions{Template: stepca.ProvisionerTemplate})
 	s := newSite(t, "", vaultNamed("main", server.Addr, own)+vaultNamed("sealed", sealed.Addr, own)+
-		vaultNamed("gone", "http://"+freeLoopback(t), own)+vaultNamed("silent", "http://"+silence(t), own)+embeddedCA+remoteCA(t, ca),
+		vaultNamed("gone", "http://"+servertest.FreeAddress(t), own)+vaultNamed("silent", "http://"+silence(t), own)+embeddedCA+remoteCA(t, ca),
 		strings.Replace(catalog(limits{}, dbRole, otpRole, certRole, remoteRole), "permit: ceiling", "permit: none", 1))
 	ca.Stop(t)
 	nameless(t, s)

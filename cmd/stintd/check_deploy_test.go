@@ -223,7 +223,7 @@ func TestCheckDeployment(t *testing.T) {
 		}},
 		"tokenrole": {old: `token_role = "stint"`, to: `token_role = "nope"`, codes: []string{"own-policy-broad", "own-token-right-missing"}, texts: []string{"auth/token/create/nope"}},
 		"login":     {old: `role     = "stint"`, to: `role     = "nobody"`, codes: []string{"vault-login"}, texts: []string{"vault/prod"}},
-		"address":   {old: server.Addr, to: "http://" + freeLoopback(t), codes: []string{"vault-unreachable"}, texts: []string{"vault/prod"}},
+		"address":   {old: server.Addr, to: "http://" + servertest.FreeAddress(t), codes: []string{"vault-unreachable"}, texts: []string{"vault/prod"}},
 		"socket":    {old: "/api.sock", to: "/nothing.sock", codes: []string{"identity", "not-asked"}, texts: []string{"identity"}},
 		"issuer":    {old: "root-ca.pem", to: "nothing.pem", codes: []string{"backend"}, texts: []string{"stepca/internal", "nothing.pem"}},
 		"audit":     {old: "audit.key", to: "nothing.key", codes: []string{"audit-key"}, texts: []string{"stintd audit key"}},

@@ -72,7 +72,7 @@ func dataDir(t *testing.T, s *site, mode os.FileMode) {
 // missing, each with its backend once.
 func TestCheckWithoutIdentity(t *testing.T) {
 	t.Parallel()
-	gone := "http://" + freeLoopback(t)
+	gone := "http://" + servertest.FreeAddress(t)
 	backends := `
 backend "vault" "one" {
   address = "` + gone + `"

@@ -90,7 +90,7 @@ func TestDemoFails(t *testing.T) {
 
 	// The broker ends well where a step fails or its time is over; the error comes out all the same.
 	broken, err := openDev(t.Context(), devOptions{
-		dataDir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t), noVault: true, logLevel: "error", svidTTL: 10 * time.Minute,
+		dataDir: shortDir(t), grpc: servertest.FreeAddress(t), http: servertest.FreeAddress(t), noVault: true, logLevel: "error", svidTTL: 10 * time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func (s devSite) agent(tb testing.TB) *agent.Client {
 // --reset.
 func TestDev(t *testing.T) {
 	t.Parallel()
-	s := devSite{dir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t)}
+	s := devSite{dir: shortDir(t), grpc: servertest.FreeAddress(t), http: servertest.FreeAddress(t)}
 	d := s.start(t)
 	d.prints(t, d.stdout, "DEVELOPMENT MODE")
 	d.prints(t, d.stdout, "fresh")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stint-dev/stint/attestor/devdomain"
 	"github.com/stint-dev/stint/attestor/x509svid"
+	"github.com/stint-dev/stint/plugins/servertest"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
 )
 
@@ -22,7 +23,7 @@ import (
 func TestTokenListener(t *testing.T) {
 	t.Parallel()
 	d, err := openDev(t.Context(), devOptions{
-		dataDir: shortDir(t), grpc: freeLoopback(t), http: freeLoopback(t), noVault: true, logLevel: "error", svidTTL: 10 * time.Minute,
+		dataDir: shortDir(t), grpc: servertest.FreeAddress(t), http: servertest.FreeAddress(t), noVault: true, logLevel: "error", svidTTL: 10 * time.Minute,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -32,7 +33,7 @@ func TestTokenListener(t *testing.T) {
 			t.Error(failed)
 		}
 	})
-	d.cfg.Listen.JWT = freeLoopback(t)
+	d.cfg.Listen.JWT = servertest.FreeAddress(t)
 	broker, caller := spiffeid.RequireFromPath(d.domain.Bundle().TrustDomain(), "/stint"), identities()[1].ID
 	ctx, stop := context.WithCancel(t.Context())
 	err = d.run(ctx, func(ctx context.Context) error {

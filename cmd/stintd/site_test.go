@@ -9,11 +9,9 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/stint-dev/stint/attestor/source"
+	"github.com/stint-dev/stint/plugins/servertest"
 	"github.com/stint-dev/stint/sdk/agent"
 )
 
@@ -128,7 +127,7 @@ func (s *site) file(name ...string) string { return filepath.Join(append([]strin
 // files.
 func newSite(tb testing.TB, identity, backends, resources string) *site {
 	tb.Helper()
-	s := &site{ca: newAuthority(tb), dir: shortDir(tb), grpc: freeLoopback(tb), http: freeLoopback(tb)}
+	s := &site{ca: newAuthority(tb), dir: shortDir(tb), grpc: servertest.FreeAddress(tb), http: servertest.FreeAddress(tb)}
 	for _, name := range []string{"resources.d", "identity", "log"} {
 		if err := os.Mkdir(s.file(name), 0o700); err != nil {
 			tb.Fatal(err)
@@ -239,26 +238,4 @@ func connect(tb testing.TB, opts ...agent.Option) *agent.Client {
 	}
 	tb.Cleanup(func() { _ = c.Close() })
 	return c
-}
-
-// freeLoopback returns an address below the range of outgoing connections, so that none takes it while stintd restarts.
-func freeLoopback(tb testing.TB) string {
-	tb.Helper()
-	for range 100 {
-		n, err := rand.Int(rand.Reader, big.NewInt(12000))
-		if err != nil {
-			tb.Fatal(err)
-		}
-		l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", net.JoinHostPort("127.0.0.1", strconv.FormatInt(20000+n.Int64(), 10)))
-		if err != nil {
-			continue
-		}
-		addr := l.Addr().String()
-		if err := l.Close(); err != nil {
-			tb.Fatal(err)
-		}
-		return addr
-	}
-	tb.Fatal("no free port")
-	return ""
 }

@@ -1,14 +1,13 @@
 package acceptance_test
 
 import (
-	"fmt"
-	"math/rand/v2"
-	"net"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/stint-dev/stint/plugins/servertest"
 )
 
 // dev is a `stintd dev` and a person beside it, who has sourced its env file and works in a directory of their own.
@@ -31,7 +30,7 @@ func startDev(tb testing.TB, flags []string, variables ...string) *dev {
 // launch starts the broker, also once more in the same directory.
 func (d *dev) launch(tb testing.TB, flags []string, variables ...string) {
 	tb.Helper()
-	args := []string{program(tb, "stintd"), "dev", "--listen", freeAddr(tb), "--http", freeAddr(tb)}
+	args := []string{program(tb, "stintd"), "dev", "--listen", servertest.FreeAddress(tb), "--http", servertest.FreeAddress(tb)}
 	d.process = start(tb, call{args: append(args, flags...), dir: d.dir, env: append(d.plain(), variables...)})
 	tb.Cleanup(func() { // before the one that kills
 		d.signal(tb, syscall.SIGTERM)
@@ -112,21 +111,4 @@ func (d *dev) declare(tb testing.TB, roles ...string) string {
 	}
 	answer := decode[struct{ Task struct{ ShortName string } }](tb, d.stint(tb, args...).exits(tb, 0).stdout)
 	return answer.Task.ShortName
-}
-
-// freeAddr returns a loopback address that was free a moment ago, below the range of outgoing connections.
-func freeAddr(tb testing.TB) string {
-	tb.Helper()
-	for range 100 {
-		l, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000)))
-		if err != nil {
-			continue
-		}
-		if err := l.Close(); err != nil {
-			tb.Fatal(err)
-		}
-		return l.Addr().String()
-	}
-	tb.Fatal("no free port")
-	return ""
 }

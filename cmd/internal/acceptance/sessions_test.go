@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/stint-dev/stint/plugins/servertest"
 )
 
 // A person's whole session: what each command tells is what the examples of the design tell.
@@ -59,7 +61,7 @@ func TestSession(t *testing.T) {
 	if open := d.stint(t, "lease", "list", "--state", "active").exits(t, 0).stdout; strings.Contains(open, "ACTIVE") {
 		t.Errorf("leases are left: %s", open)
 	}
-	again := []string{program(t, "stintd"), "dev", "--no-vault", "--listen", freeAddr(t), "--http", freeAddr(t)}
+	again := []string{program(t, "stintd"), "dev", "--no-vault", "--listen", servertest.FreeAddress(t), "--http", servertest.FreeAddress(t)}
 	beside := run(t, call{args: append(again, "--reset"), dir: d.dir, env: d.plain()}).exits(t, 1)
 	shows(t, beside.stderr, `in use`)
 	d.stint(t, "task", "get", task).exits(t, 0)
