@@ -169,12 +169,17 @@ func (t *failingTx) setClock() error {
 // against it in the ledger move at once, while the loop looks at its clocks and does nothing else.
 type setClock struct {
 	file   string
+	looked atomic.Bool  // it was read once
 	ahead  atomic.Int64 // a time.Duration, as those below
 	wanted atomic.Int64 // by how much the next transaction is to set it
 }
 
-// wall returns what the wall clock says at a reading.
+// wall returns what the wall clock says at a reading. It is not set before the loop has read it once: what the loop begins with
+// cannot be noticed.
 func (c *setClock) wall(read time.Time) time.Time {
+	if !c.looked.Swap(true) {
+		return read
+	}
 	text, err := os.ReadFile(c.file)
 	if err == nil {
 		if want, err := time.ParseDuration(strings.TrimSpace(string(text))); err == nil {
