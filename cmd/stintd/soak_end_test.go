@@ -15,7 +15,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/stint-dev/stint/broker/failpoint"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/plugins"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -53,7 +52,7 @@ func (s *soak) happened(t *testing.T, seed uint64) {
 			t.Errorf("no agent was ever told %s", reason)
 		}
 	}
-	if len(s.steps.hit) < len(failpoint.Steps())/2 {
+	if len(s.steps.hit) < len(reachable())/2 {
 		t.Error("stintd was stopped at too few steps")
 	}
 }

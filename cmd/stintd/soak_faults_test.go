@@ -14,8 +14,10 @@ import (
 
 const (
 	// maxJump is by how much the clock is set at most.
-	maxJump  = 45 * time.Second
-	clockSet = "the machine's clock was set"
+	maxJump = 45 * time.Second
+	// longFault is longer than a fault takes, unless it is one that does.
+	longFault = 30 * time.Second
+	clockSet  = "the machine's clock was set"
 )
 
 // mishap is something that fails and is mended again.
@@ -66,8 +68,12 @@ func (w *storm) rage(tb testing.TB, s *soak, length time.Duration) {
 				continue
 			}
 			s.note(func() { s.faults[f.name]++ })
+			start := time.Now()
 			f.do(tb, lasting)
 			mended[f.name] = time.Now()
+			if took := time.Since(start); took > longFault {
+				tb.Logf("%s: it took %s until it was mended", f.name, took.Round(time.Second))
+			}
 			<-time.After(rest)
 		}
 	}

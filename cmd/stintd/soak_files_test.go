@@ -38,9 +38,22 @@ func (s *soak) failPolicy(tb testing.TB, lasting time.Duration) {
 	tb.Helper()
 	s.resources(tb, s.roles+policyOf("overflow", `forbid (principal, action, resource) when { principal.depth * 9223372036854775807 > 0 };`))
 	s.daemon.reload(tb, tookIt)
+	s.tells("POLICY_ERROR")
 	<-time.After(lasting)
 	s.resources(tb, s.roles)
 	s.daemon.reload(tb, tookIt)
+}
+
+// tells waits until an agent is told a reason, but not for long: another storm may keep agents away.
+func (s *soak) tells(reason string) {
+	count := func() (n int) {
+		s.note(func() { n = s.failed[reason] })
+		return n
+	}
+	before := count()
+	for began := time.Now(); count() == before && time.Since(began) < 20*time.Second; {
+		<-time.After(20 * time.Millisecond)
+	}
 }
 
 // loseIdentity takes the files of Stint's own SVID and of the bundle away: what was known goes on.

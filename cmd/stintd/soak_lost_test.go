@@ -171,6 +171,7 @@ func (s *soak) putBack(tb testing.TB, copied string) {
 	if err != nil || !held.GetHeld() {
 		tb.Fatalf("stintd does not hold an older copy: %v, %v", held, err)
 	}
+	s.tells("RESTORE_UNCONFIRMED")
 	// What it does not know is listed, as far as the backends answer, and revoked in the end.
 	_, _ = admin.Reconcile(tb.Context(), &stintv1.ReconcileRequest{})
 	eventually(tb, time.Minute, func() error {

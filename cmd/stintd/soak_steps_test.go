@@ -24,8 +24,10 @@ import (
 const (
 	// stepsATime is how many steps stintd is killed or frozen at, one after the other, and stepWait how long it may take to
 	// come to one.
-	stepsATime = 4
-	stepWait   = 8 * time.Second
+	stepsATime = 6
+	stepWait   = 6 * time.Second
+	// awake is how long stintd goes on after it was frozen, so that what comes late does.
+	awake = time.Second
 	// longerThanClaim is longer than a worker may have a lease for itself.
 	longerThanClaim = 65 * time.Second
 	// unluckyID is the agent that is suspended now and then.
@@ -55,10 +57,15 @@ func newSteps(tb testing.TB, seed uint64) *steps {
 	return &steps{program: name, rng: rand.New(rand.NewPCG(seed, 2000)), tried: map[string]int{}, hit: map[string]int{}}
 }
 
+// reachable are the steps that a soak can come to: no agent in it has more tasks than a suspension closes at once.
+func reachable() []string {
+	return slices.DeleteFunc(failpoint.Steps(), func(step string) bool { return step == "suspension.page" })
+}
+
 // next returns a step: every one has its turn before one comes again.
 func (p *steps) next() string {
 	if len(p.deck) == 0 {
-		p.deck = failpoint.Steps()
+		p.deck = reachable()
 		p.rng.Shuffle(len(p.deck), func(i, j int) { p.deck[i], p.deck[j] = p.deck[j], p.deck[i] })
 	}
 	step := p.deck[0]
@@ -77,7 +84,7 @@ func (p *steps) count(step string) int {
 // summary says how often it was stopped where, and where it never was.
 func (p *steps) summary() string {
 	var never []string
-	for _, step := range failpoint.Steps() {
+	for _, step := range reachable() {
 		if p.hit[step] == 0 {
 			never = append(never, fmt.Sprintf("%s (tried %d times)", step, p.tried[step]))
 		}
@@ -87,7 +94,7 @@ func (p *steps) summary() string {
 		times += n
 	}
 	return fmt.Sprintf("stintd was killed or frozen %d times, at %d of %d steps: %v; never at %s",
-		times, len(p.hit), len(failpoint.Steps()), p.hit, strings.Join(never, ", "))
+		times, len(p.hit), len(reachable()), p.hit, strings.Join(never, ", "))
 }
 
 func (s *soak) stepFaults() []mishap {
@@ -101,13 +108,18 @@ func (s *soak) stepFaults() []mishap {
 	return faults
 }
 
-// atSteps lets stintd be stopped at some steps, and then go on without fail points.
+// atSteps lets stintd be stopped at one step after the other, each time in the start that goes on with what the one before
+// left, and then go on without fail points.
 func (s *soak) atSteps(stopped func(tb testing.TB, step string, lasting time.Duration)) func(testing.TB, time.Duration) {
 	return func(tb testing.TB, lasting time.Duration) {
 		tb.Helper()
+		var at []string
 		for range stepsATime {
-			stopped(tb, s.steps.next(), lasting)
+			step := s.steps.next()
+			stopped(tb, step, lasting)
+			at = append(at, step)
 		}
+		s.fromSteps(tb, at...)
 	}
 }
 
@@ -120,27 +132,29 @@ func (s *soak) killedAt(tb testing.TB, step string, _ time.Duration) {
 			tb.Errorf("stintd, to be killed at %s, ended by itself: %s; it said:\n%s", step, s.daemon.cmd.ProcessState, tail(s.daemon.log(tb)))
 		}
 	}
-	s.fromStep(tb, step)
 }
 
 // frozenAt lets stintd freeze at a step, if it comes to it, and go on later.
 func (s *soak) frozenAt(tb testing.TB, step string, lasting time.Duration) {
 	tb.Helper()
-	s.toStep(tb, step+":stop", func() bool { return frozen(s.daemon.cmd.Process.Pid) })
+	if !s.toStep(tb, step+":stop", func() bool { return frozen(s.daemon.cmd.Process.Pid) }) {
+		return
+	}
 	<-time.After(lasting)
 	s.daemon.signal(tb, syscall.SIGCONT)
-	<-time.After(min(lasting, 3*time.Second)) // what comes late does
-	s.fromStep(tb, step)
+	<-time.After(awake)
 }
 
 // frozenLong freezes it in the middle of ending a lease until its claim is over.
 func (s *soak) frozenLong(tb testing.TB, _ time.Duration) {
 	tb.Helper()
-	s.frozenAt(tb, []string{"teardown.claimed", "teardown.revoked"}[s.steps.rng.IntN(2)], longerThanClaim)
+	step := []string{"teardown.claimed", "teardown.revoked"}[s.steps.rng.IntN(2)]
+	s.frozenAt(tb, step, longerThanClaim)
+	s.fromSteps(tb, step)
 }
 
 // toStep starts stintd with a fail point, and waits until it has stopped there or it seems that it will not.
-func (s *soak) toStep(tb testing.TB, point string, stopped func() bool) {
+func (s *soak) toStep(tb testing.TB, point string, stopped func() bool) (came bool) {
 	tb.Helper()
 	s.daemon.kill(tb)
 	step, _, _ := strings.Cut(point, ":")
@@ -157,20 +171,23 @@ func (s *soak) toStep(tb testing.TB, point string, stopped func() bool) {
 	for !stopped() && ctx.Err() == nil {
 		<-tick.C
 	}
-	if stopped() {
+	if came = stopped(); came {
 		s.steps.hit[step]++
 	}
 	cancel()
 	<-asked
+	return came
 }
 
 // leadTo sees to it that the next start has something to do at a step that agents alone do not lead to.
 func (s *soak) leadTo(tb testing.TB, step string) {
 	tb.Helper()
+	s.resources(tb, s.roles)
 	switch kind, _, _ := strings.Cut(step, "."); kind {
 	case "role":
 		s.resources(tb, s.fewer)
 	case "stray": // what was revoked is to be ended again
+		s.note(func() { s.faults["embedded CRL missing"]++ })
 		if err := os.Remove(s.crlFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			tb.Fatal(err)
 		}
@@ -181,7 +198,7 @@ func (s *soak) leadTo(tb testing.TB, step string) {
 func askFor(ctx context.Context, admin stintv1.AdminServiceClient, step string) {
 	var ask func() error
 	switch kind, _, _ := strings.Cut(step, "."); kind {
-	case "stop", "suspension":
+	case "stop":
 		ask = func() error {
 			stream, err := admin.Stop(ctx, &stintv1.StopRequest{Target: &stintv1.StopRequest_Agent{Agent: unluckyID}, Suspend: true})
 			for err == nil {
@@ -205,13 +222,15 @@ func askFor(ctx context.Context, admin stintv1.AdminServiceClient, step string) 
 	}
 }
 
-// fromStep starts stintd without fail points, and takes back what led to the step.
-func (s *soak) fromStep(tb testing.TB, step string) {
+// fromSteps starts stintd without fail points, and takes back what led to the steps.
+func (s *soak) fromSteps(tb testing.TB, at ...string) {
 	tb.Helper()
 	s.resources(tb, s.roles)
 	s.killStintd(tb, 0)
-	switch kind, _, _ := strings.Cut(step, "."); kind {
-	case "stop", "suspension":
+	among := func(kind string) bool {
+		return slices.ContainsFunc(at, func(step string) bool { return strings.HasPrefix(step, kind+".") })
+	}
+	if among("stop") {
 		eventually(tb, time.Minute, func() error {
 			_, err := s.admin(tb).Admin().ResumeAgent(tb.Context(), &stintv1.ResumeAgentRequest{Agent: unluckyID})
 			if agent.ReasonOf(err) == stintv1.Reason_REASON_NOT_FOUND { // it was not suspended yet
@@ -219,7 +238,8 @@ func (s *soak) fromStep(tb testing.TB, step string) {
 			}
 			return err
 		})
-	case "stray":
+	}
+	if among("stray") {
 		s.revokesAgain(tb)
 	}
 }

@@ -32,6 +32,8 @@ const (
 	soakSeedEnv = "STINT_SOAK_SEED"
 	soakTime    = 45 * time.Second
 	soakAgents  = 6
+	// longSoak is long enough for every fault to have its turn.
+	longSoak = 10 * time.Minute
 	// soakTTL is for how long most credentials live: what no revocation reaches is over soon. Certificates live for longer than it
 	// takes to find out that the ledger has lost one.
 	soakTTL     = time.Minute
@@ -81,16 +83,17 @@ func TestSoak(t *testing.T) {
 	seed := soakSeed(t)
 	t.Logf("seed %d: %s=%d repeats it", seed, soakSeedEnv, seed)
 	s := newSoak(t, seed)
+	defer s.explains(t)
 	s.rage(t, seed, soakLength(t))
 
 	began := time.Now()
 	s.provider.calm(t)
 	s.daemon.kill(t)
 	s.daemon = s.start(t)
-	s.endsAll(t)
-	t.Logf("faults %v; %d tasks declared, %d completed, credentials acknowledged %v; failures %v; all closed after %s",
-		s.faults, s.declared, s.completed, s.byRole, s.failed, time.Since(began).Round(100*time.Millisecond))
+	t.Logf("faults %v; %d tasks declared, %d completed, credentials acknowledged %v; failures %v", s.faults, s.declared, s.completed, s.byRole, s.failed)
 	t.Logf("new SVIDs were handed out %d times; %s", s.provider.handed, s.steps.summary())
+	s.endsAll(t)
+	t.Logf("all closed after %s", time.Since(began).Round(100*time.Millisecond))
 	s.happened(t, seed)
 	s.reconciles(t)
 	all := s.checkLedger(t)
@@ -145,7 +148,7 @@ func soakSeed(tb testing.TB) uint64 {
 func newSoak(tb testing.TB, seed uint64) *soak {
 	tb.Helper()
 	c := &crash{tally: newTally(), signed: map[string]*x509.Certificate{}, clockOff: maxJump}
-	s := &soak{crash: c, faults: map[string]int{}, differed: map[string]bool{}, consul: startConsul(tb), long: soakLength(tb) >= 5*time.Minute}
+	s := &soak{crash: c, faults: map[string]int{}, differed: map[string]bool{}, consul: startConsul(tb), long: soakLength(tb) >= longSoak}
 	s.server = servertest.StartVault(tb, servertest.VaultOptions{MaxRequestDuration: crashHorizon, OnDisk: true})
 	c.pg = servertest.StartPostgres(tb)
 	c.ca = servertest.StartStepCA(tb, servertest.StepCAOptions{Database: "bbolt"})
