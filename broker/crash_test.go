@@ -235,6 +235,7 @@ func (h *house) compare(t *testing.T) {
 type unread struct{}
 
 func (unread) Reconciled(string, reconcile.Counts, time.Time) {}
+func (unread) Only([]string)                                  {}
 
 // endsByItself waits for what nobody has to ask for again: the end of the tasks of a suspended agent, and of those that are
 // left alone.

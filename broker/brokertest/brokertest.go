@@ -312,6 +312,7 @@ func (noMeter) Issued(string, string) {}
 func (noMeter) Denied(fault.Reason)   {}
 
 func (noMeter) Reconciled(string, reconcile.Counts, time.Time) {}
+func (noMeter) Only([]string)                                  {}
 
 // Eventually polls until ok, and fails the test after ten seconds.
 func Eventually(tb testing.TB, what string, ok func() bool) {

@@ -96,6 +96,12 @@ func (c *ca) set(id plugins.LeaseID, revoked bool) {
 	c.revoked[id] = revoked
 }
 
+func (c *ca) holds(id plugins.LeaseID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.revoked[id]
+}
+
 // fail makes CRLs end then, or be unavailable.
 func (c *ca) fail(next time.Duration, down bool) {
 	c.mu.Lock()

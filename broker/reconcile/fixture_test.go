@@ -176,6 +176,8 @@ func (m *meter) Reconciled(backend string, c reconcile.Counts, _ time.Time) {
 	m.seen[backend] = append(m.seen[backend], c)
 }
 
+func (*meter) Only([]string) {}
+
 func (m *meter) of(backend string) []reconcile.Counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()

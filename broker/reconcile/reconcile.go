@@ -19,7 +19,6 @@ import (
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
 	"github.com/stint-dev/stint/broker/resource"
-	"github.com/stint-dev/stint/broker/teardown"
 	"github.com/stint-dev/stint/plugins"
 )
 
@@ -30,16 +29,14 @@ const (
 	// callTimeout bounds one question to a backend, and listTimeout a listing.
 	callTimeout = 20 * time.Second
 	listTimeout = 2 * time.Minute
-	// firstRun is how long after its start the broker first looks by itself, so that a revocation that was lost meanwhile is
-	// made again soon, and secondRun how long after that it looks again: by then nothing of a restored ledger seems in flight.
-	firstRun  = 10 * time.Second
-	secondRun = time.Minute
 )
 
-// Meter takes what was found, for metrics. Its method must not block.
+// Meter takes what was found, for metrics. Its methods must not block.
 type Meter interface {
 	// Reconciled is told of every comparison of a backend that was complete.
 	Reconciled(backend string, open Counts, at time.Time)
+	// Only is told what there is to compare; of everything else nothing is to be said any more.
+	Only(backends []string)
 }
 
 // Counts are findings by kind.
@@ -261,32 +258,4 @@ func (r *Reconciler) backend(ctx context.Context, in instance.Instance, o Order)
 
 func (r *Reconciler) roles(backend string) []resource.Role {
 	return slices.DeleteFunc(slices.Clone(r.cfg.Roles()), func(role resource.Role) bool { return role.Backend != backend })
-}
-
-// Run compares all backends now and then until ctx is done. What has ended by the ledger and is alive is ended again: that it
-// has to end was decided long ago. It acts on nothing else, and on nothing while the ledger is held.
-func (r *Reconciler) Run(ctx context.Context) error {
-	soon := []time.Duration{firstRun, secondRun}
-	for {
-		next := time.Duration(r.every.Load())
-		if len(soon) > 0 {
-			next = min(next, soon[0])
-		}
-		var due <-chan time.Time
-		if next > 0 {
-			due = time.After(next)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.changed:
-			continue
-		case <-due:
-		}
-		soon = soon[min(1, len(soon)):]
-		o := Order{Actor: teardown.Stint(), RevokeEnded: !r.cfg.Ledger.Held()}
-		if _, err := r.Reconcile(ctx, o); err != nil && ctx.Err() == nil {
-			r.cfg.Logger.Error("backends not compared with the ledger; it is tried again", zap.Error(err))
-		}
-	}
 }

@@ -299,6 +299,40 @@ func TestRunEndsAgain(t *testing.T) {
 	})
 }
 
+// A CA that does not answer at the first looks is not forgotten for an hour: what it has lost works meanwhile.
+func TestRunLooksAgainSoon(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t)
+		f := fresh(t, time.Hour, map[string]plugins.Backend{"ca/a": ca, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
+		over := f.issue(t)
+		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
+			t.Fatal(err)
+		}
+		pass(3 * time.Second)
+		ca.set(over, false)
+		ca.fail(time.Minute, true)
+		done := make(chan error)
+		ctx, cancel := contextOf(t)
+		go func() { done <- f.rec.Run(ctx) }()
+		pass(30 * time.Second) // after the first look, and before the second that there is anyway
+		ca.fail(time.Minute, false)
+		pass(30 * time.Second)
+		if !ca.holds(over) {
+			t.Error("what a CA has lost is not revoked again soon after it answers")
+		}
+		before := len(f.meter.of("ca/a"))
+		pass(30 * time.Minute)
+		if n := len(f.meter.of("ca/a")) - before; n != 1 { // the second look
+			t.Errorf("all is well, and it looked %d times in half an hour", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestRunCanBeOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

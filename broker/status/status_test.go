@@ -30,6 +30,7 @@ import (
 	"github.com/stint-dev/stint/broker/fault"
 	"github.com/stint-dev/stint/broker/lease"
 	"github.com/stint-dev/stint/broker/ledger"
+	"github.com/stint-dev/stint/broker/reconcile"
 	"github.com/stint-dev/stint/broker/status"
 	"github.com/stint-dev/stint/broker/task"
 )
@@ -303,6 +304,21 @@ func TestMetrics(t *testing.T) {
 	if body := broken.Body.String(); broken.Code != http.StatusOK || !strings.Contains(body, "stint_ledger_readable 0") ||
 		strings.Contains(body, "stint_audit_size 99") {
 		t.Errorf("%d without a ledger:\n%s", broken.Code, body)
+	}
+}
+
+// A backend that is gone is not measured any more: an alert on what was last found there would never end.
+func TestMetricsOfRemovedBackends(t *testing.T) {
+	t.Parallel()
+	metrics := status.NewMetrics("v1")
+	h := server(t, func(c *status.Config) { c.Metrics = metrics })
+	for _, backend := range []string{"vault/prod", "vault/old"} {
+		metrics.Reconciled(backend, reconcile.Counts{Unknown: 1}, time.Unix(1, 0))
+	}
+	metrics.Only([]string{"vault/prod"})
+	body := get(t, h, "/metrics").Body.String()
+	if !strings.Contains(body, `stint_reconcile_unknown{backend="vault/prod"} 1`) || strings.Contains(body, "vault/old") {
+		t.Errorf("after vault/old was removed:\n%s", body)
 	}
 }
 
