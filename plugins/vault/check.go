@@ -43,7 +43,9 @@ func (b *Backend) CheckWith(ctx context.Context, token secret.Value, roles []plu
 		return []plugins.Finding{b.unreachable("vault-unreachable", err)}
 	}
 	c := &checker{backend: b, ctx: ctx, token: token, unread: map[string]bool{}}
-	c.clock(health.ServerTime, asked, time.Now())
+	if health.ServerTime != 0 {
+		c.clock("Vault", health.ServerTime, asked, time.Now())
+	}
 	self, err := b.own(ctx, get("auth/token/lookup-self"))
 	if err != nil {
 		return append(c.findings, b.unreachable("vault-login", err))
@@ -126,10 +128,7 @@ func (c *checker) notReadable() {
 }
 
 // clock compares Vault's second with the time between which it was asked for and answered.
-func (c *checker) clock(server int64, asked, answered time.Time) {
-	if server == 0 {
-		return
-	}
+func (c *checker) clock(whose string, server int64, asked, answered time.Time) {
 	first := time.Unix(server, 0)
 	apart := max(asked.Sub(first.Add(time.Second)), first.Sub(answered))
 	if apart <= ClockBound {
@@ -137,7 +136,7 @@ func (c *checker) clock(server int64, asked, answered time.Time) {
 	}
 	finding := plugins.Finding{
 		Severity: plugins.Weakens, Code: "clock", Subject: "clock", Remedy: "timedatectl set-ntp true, on the machine whose clock is wrong",
-		Problem: fmt.Sprintf("Vault's clock and this machine's are %s apart; at most %s is well", apart.Round(time.Second), ClockBound),
+		Problem: fmt.Sprintf("%s's clock and this machine's are %s apart; at most %s is well", whose, apart.Round(time.Second), ClockBound),
 	}
 	if apart > clockLeeway {
 		finding.Severity = plugins.Breaks

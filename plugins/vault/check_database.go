@@ -2,6 +2,7 @@ package vault
 
 import (
 	"slices"
+	"time"
 
 	"github.com/stint-dev/stint/plugins"
 )
@@ -18,6 +19,10 @@ func (c *checker) databases(roles []plugins.Role) {
 		if _, err := lister.List(c.ctx); err != nil {
 			c.weakens("database-users", subject, "its users cannot be listed, so nobody sees one that vault has forgotten: "+err.Error(), remedy)
 			continue
+		}
+		asked := time.Now()
+		if server, err := lister.Clock(c.ctx); err == nil {
+			c.clock(subject, server, asked, time.Now())
 		}
 		if off, err := lister.EventsOff(c.ctx); err == nil && off {
 			c.breaks("database-events-off", subject, "it runs no events: a user that vault loses lives on",

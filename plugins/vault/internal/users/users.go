@@ -55,17 +55,29 @@ func (d Database) read(row database.Row) (plugins.Account, error) {
 	return a, err
 }
 
+// Clock returns the time by the clock that ends users, in Unix seconds, rounded down. The error is as of List.
+func (d Database) Clock(ctx context.Context) (seconds int64, err error) {
+	q := database.Question{Postgres: "SELECT floor(extract(epoch FROM clock_timestamp()))::bigint", MySQL: "SELECT UNIX_TIMESTAMP()"}
+	err = d.one(ctx, q, &seconds)
+	return seconds, err
+}
+
 // EventsOff reports whether a MySQL runs no events, by which alone its users end. The error is as of List.
 func (d Database) EventsOff(ctx context.Context) (bool, error) {
 	if d.Kind != database.MySQL {
 		return false, nil
 	}
 	state := ""
-	q := database.Question{MySQL: "SELECT @@global.event_scheduler"}
-	for _, err := range database.Ask(ctx, d.Login, q, func(row database.Row) (string, error) { return "", row(&state) }) {
+	err := d.one(ctx, database.Question{MySQL: "SELECT @@global.event_scheduler"}, &state)
+	return err == nil && state != "ON", err
+}
+
+// one reads an answer of one value.
+func (d Database) one(ctx context.Context, q database.Question, into any) error {
+	for _, err := range database.Ask(ctx, d.Login, q, func(row database.Row) (struct{}, error) { return struct{}{}, row(into) }) {
 		if err != nil {
-			return false, err
+			return err
 		}
 	}
-	return state != "ON", nil
+	return nil
 }
