@@ -202,9 +202,12 @@ func (s *soak) rage(tb testing.TB, seed uint64, length time.Duration) {
 	for _, w := range s.storms(seed) {
 		storms.Go(func() { w.rage(tb, s, length) })
 	}
+	thief := &thief{soak: s, tried: map[string]bool{}, used: map[string]int{}}
+	agents.Go(func() { thief.tries(tb, &over) })
 	storms.Wait()
 	over.Store(true)
 	agents.Wait()
+	thief.happened(tb)
 }
 
 // one declares a task, issues for it, and ends it in one of the ways that there are.
