@@ -265,18 +265,25 @@ func TestRunComparesNowAndThen(t *testing.T) {
 	})
 }
 
+// forgetful is a CA that has lost the revocation of a certificate which has ended by the ledger.
+func forgetful(t *testing.T) (f fixture, ca *ca, over lease.ID) {
+	t.Helper()
+	ca = newCA(t)
+	f = fresh(t, time.Hour, map[string]plugins.Backend{"ca/a": ca, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
+	over = f.issue(t)
+	if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
+		t.Fatal(err)
+	}
+	pass(3 * time.Second)
+	ca.set(over, false)
+	return f, ca, over
+}
+
 // What has ended by the ledger and is alive all the same is ended again without being told to, also where its role is gone.
 func TestRunEndsAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t)
-		f := fresh(t, time.Hour, map[string]plugins.Backend{"ca/a": ca, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
-		over := f.issue(t)
-		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
-			t.Fatal(err)
-		}
-		pass(3 * time.Second)
-		ca.set(over, false) // the CA has lost its revocations
+		f, _, over := forgetful(t)
 		f.cfg.Roles = func() []resource.Role { return nil }
 		done := make(chan error)
 		ctx, cancel := contextOf(t)
@@ -303,14 +310,7 @@ func TestRunEndsAgain(t *testing.T) {
 func TestRunLooksAgainSoon(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t)
-		f := fresh(t, time.Hour, map[string]plugins.Backend{"ca/a": ca, "plain/a": plain{plugintest.NewMemory(plugintest.MemoryConfig{})}})
-		over := f.issue(t)
-		if _, err := f.As(t, "/ops/alice").Credentials.RevokeLease(t.Context(), &stintv1.RevokeLeaseRequest{Name: "leases/" + over.String()}); err != nil {
-			t.Fatal(err)
-		}
-		pass(3 * time.Second)
-		ca.set(over, false)
+		f, ca, over := forgetful(t)
 		ca.fail(time.Minute, true)
 		done := make(chan error)
 		ctx, cancel := contextOf(t)
