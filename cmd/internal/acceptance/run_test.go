@@ -77,21 +77,23 @@ func TestRunHandsOn(t *testing.T) {
 	d := startDev(t, []string{"--no-vault"})
 	for _, c := range []struct {
 		name   string
-		script string // of the command, which prints the folder and a newline first
+		trap   string // what the command sets up before it prints the folder and a newline
+		script string // what it does after that
 		signal syscall.Signal
 		code   int
 	}{
-		{"exit code 0", "exit 0", 0, 0},
-		{"exit code 42", "exit 42", 0, 42},
-		{"dead by a signal", "kill -KILL $$", 0, 137},
-		{"TERM handled", `trap "exit 17" TERM; while :; do sleep 0.05; done`, syscall.SIGTERM, 17},
-		{"TERM not handled", "exec sleep 60", syscall.SIGTERM, 143},
-		{"INT handled", `trap "exit 18" INT; while :; do sleep 0.05; done`, syscall.SIGINT, 18},
-		{"INT not handled", "exec sleep 60", syscall.SIGINT, 130},
+		{"exit code 0", "", "exit 0", 0, 0},
+		{"exit code 42", "", "exit 42", 0, 42},
+		{"dead by a signal", "", "kill -KILL $$", 0, 137},
+		{"TERM handled", `trap "exit 17" TERM`, "while :; do sleep 0.05; done", syscall.SIGTERM, 17},
+		{"TERM not handled", "", "exec sleep 60", syscall.SIGTERM, 143},
+		{"INT handled", `trap "exit 18" INT`, "while :; do sleep 0.05; done", syscall.SIGINT, 18},
+		{"INT not handled", "", "exec sleep 60", syscall.SIGINT, 130},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			p, _ := d.begin(t, "run", "--purpose", "try-it", "--role", "web-client", "--", "bash", "-c", `echo "in $STINT_CREDENTIALS"
+			p, _ := d.begin(t, "run", "--purpose", "try-it", "--role", "web-client", "--", "bash", "-c", c.trap+`
+echo "in $STINT_CREDENTIALS"
 `+c.script)
 			p.prints(t, "\n")
 			folder := strings.TrimSpace(strings.TrimPrefix(p.stdout.String(), "in "))
