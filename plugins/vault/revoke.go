@@ -83,10 +83,11 @@ func (b *Backend) endLease(ctx context.Context, h handle, held plugins.Held) (pl
 	b.failing.remove(h.Lease)
 	detail := "Vault: invalid lease"
 	if h.Accessor != "" {
-		if err := b.endToken(ctx, h.Accessor); err != nil {
+		left, err := b.endToken(ctx, h.Accessor)
+		if err != nil {
 			return plugins.Ending{}, err
 		}
-		detail += "; token gone"
+		detail += "; token " + string(left)
 	}
 	ending := plugins.Ending{Proof: plugins.ReadBack, At: time.Now(), Detail: detail}
 	if h.Certificate {
@@ -186,36 +187,9 @@ func (b *Backend) leaseGone(ctx context.Context, lease string) (bool, error) {
 	return false, fmt.Errorf("%w: look up lease: %w", plugins.ErrNotProven, err)
 }
 
-// endToken revokes a token and reads back that it is gone. Revoking one that is gone already succeeds.
-func (b *Backend) endToken(ctx context.Context, accessor string) error {
-	revoked := b.revokeAccessor(ctx, accessor)
-	gone, err := b.tokenGone(ctx, accessor)
-	switch {
-	case gone:
-		return nil
-	case revoked != nil:
-		return fmt.Errorf("%w: %w", plugins.ErrNotProven, revoked)
-	case err != nil:
-		return err
-	}
-	return fmt.Errorf("%w: the token is still there after its revoke", plugins.ErrNotProven)
-}
-
-// tokenGone looks a token up. Only Vault's word that there is none means gone.
-func (b *Backend) tokenGone(ctx context.Context, accessor string) (bool, error) {
-	_, err := b.own(ctx, put("auth/token/lookup-accessor", map[string]any{"accessor": accessor}))
-	switch {
-	case err == nil:
-		return false, nil
-	case rest.InvalidAccessor(err):
-		return true, nil
-	}
-	return false, fmt.Errorf("%w: look up token by accessor: %w", plugins.ErrNotProven, err)
-}
-
 // endUnused ends a token that has no lease, and gives the ending its time.
 func (b *Backend) endUnused(ctx context.Context, h handle, ending plugins.Ending) (plugins.Ending, error) {
-	if err := b.endToken(ctx, h.Accessor); err != nil {
+	if _, err := b.endToken(ctx, h.Accessor); err != nil {
 		return plugins.Ending{}, err
 	}
 	ending.At = time.Now()
@@ -227,15 +201,19 @@ func (b *Backend) endUnused(ctx context.Context, h handle, ending plugins.Ending
 // tidying finds it. But tidying drops a lease by force, and what an engine that does not answer still holds is then known
 // to nobody. So it waits while any revoke fails here.
 func (b *Backend) sweep(ctx context.Context, h handle, held plugins.Held) (plugins.Ending, error) {
-	died, err := b.tokenGone(ctx, h.Accessor)
+	found, err := b.token(ctx, h.Accessor)
 	if err != nil {
 		return plugins.Ending{}, err
 	}
-	if err = b.endToken(ctx, h.Accessor); err != nil {
+	left, err := b.endToken(ctx, h.Accessor)
+	switch {
+	case err != nil:
 		return plugins.Ending{}, err
+	case left == tokenUnusable:
+		return plugins.Ending{}, fmt.Errorf("%w: vault was cut off while it ended the token, and ends what that made when its TTL is over", plugins.ErrNotProven)
 	}
 	detail := "Vault: token gone"
-	if died {
+	if found == tokenGone {
 		if err = b.nothingFails(ctx); err != nil {
 			// It may be of another database: what fails there is no fault of this lane, and not told as one.
 			return plugins.Ending{}, fmt.Errorf("%w: leases are tidied when no revoke fails: %s", plugins.ErrNotProven, err.Error())
