@@ -36,7 +36,10 @@ func (a *answer) engineEnd() recipe.EngineEnd {
 // rounded up, as a handle keeps it.
 func (a *answer) worst(lease bound) time.Time {
 	end := lease.latest.Add(engineSlack)
+	var expires int64 // a certificate's own end
 	switch {
+	case a.recipe.Certificate() && a.reply.Decode("expiration", &expires):
+		return time.Unix(expires, 0)
 	case slices.Contains(own(), a.reply.MountType):
 		end = lease.latest
 	case a.engineEnd() == recipe.NoEnd:

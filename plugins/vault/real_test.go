@@ -179,8 +179,8 @@ func TestCertificateOfPKI(t *testing.T) {
 		t.Errorf("public reference %q", cred.PublicRef)
 	}
 	ending := revoke(t, b, held, plugins.ReadBack)
-	if !ending.UncheckedUntil.Equal(held.NotAfter) {
-		t.Errorf("unchecked until %s, want the certificate's end", ending.UncheckedUntil)
+	if end := certificateEnd(t, cred); !ending.UncheckedUntil.Equal(end) || !cred.UsableUntil.Equal(end) {
+		t.Errorf("usable until %s, unchecked until %s, want the certificate's end %s", cred.UsableUntil, ending.UncheckedUntil, end)
 	}
 	answer, err := f.Root.Logical().ReadWithContext(t.Context(), "pki/cert/"+cred.PublicRef)
 	if err != nil || answer.Data["revocation_time"] == nil {

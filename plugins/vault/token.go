@@ -15,7 +15,7 @@ const (
 	tokenAlive tokenState = "alive"
 	// tokenUnusable: Vault began to revoke it and was killed. It opens nothing any more, but Vault neither takes a second revoke nor
 	// goes on with the first: the token stays, with the leases that it made, until its TTL is over.
-	tokenUnusable tokenState = "unusable until Vault removes it"
+	tokenUnusable tokenState = "unusable until Vault removes it" //nolint:gosec // a word about a token
 	tokenGone     tokenState = "gone"
 )
 
