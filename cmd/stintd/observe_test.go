@@ -215,7 +215,12 @@ func (x secrets) notIn(tb testing.TB, where string, text []byte) {
 // allClosed waits until no task is open, over the admin socket.
 func (s *site) allClosed(tb testing.TB, admin *agent.Client) {
 	tb.Helper()
-	eventually(tb, closeWait, func() error {
+	s.closedWithin(tb, admin, closeWait)
+}
+
+func (s *site) closedWithin(tb testing.TB, admin *agent.Client, limit time.Duration) {
+	tb.Helper()
+	eventually(tb, limit, func() error {
 		answer, err := admin.Admin().ListAllTasks(tb.Context(), &stintv1.ListAllTasksRequest{
 			States: []stintv1.TaskState{stintv1.TaskState_TASK_STATE_ACTIVE, stintv1.TaskState_TASK_STATE_CLOSING},
 		})
