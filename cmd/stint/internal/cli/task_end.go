@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stint-dev/stint/cmd/stint/internal/render"
 	stintv1 "github.com/stint-dev/stint/proto/stint/v1"
@@ -187,14 +188,29 @@ func closedLine(answer closing, now time.Time) string {
 	ended := append(ends(sum), fmt.Sprintf("%d disclosed", sum.GetByProof()["disclosed"]), fmt.Sprintf("%d stuck", sum.GetStuck()))
 	if open := sum.GetLeases() - sum.GetFinal(); open > 0 {
 		ended = append(ended, fmt.Sprintf("%d not yet ended, usable %s", open, usable(sum, now)))
-	} else if sum.GetUsableUntil().AsTime().After(now) {
-		ended = append(ended, "usable "+usable(sum, now))
+	}
+	if until := unseen(answer.GetLeases()); until.AsTime().After(now) {
+		ended = append(ended, "not seen to end where it is used, usable "+render.Worst(until, now))
 	}
 	records := "audit " + strconv.FormatInt(task.GetAuditIndex(), 10)
 	if size, ok := agent.CheckpointSize(answer.GetCheckpoint()); ok && size-1 > task.GetAuditIndex() {
 		records += "-" + strconv.FormatInt(size-1, 10)
 	}
 	return state(task, now) + ": " + strings.Join(ended, ", ") + " · " + records + " · stint audit receipt " + task.GetShortName()
+}
+
+// unseen returns until when, at worst, something could work that is gone at its backend, and that nobody saw end where it is used; nil
+// if there is none. What is on a CRL is none of that: its exposure says for how long an older one is believed.
+func unseen(leases []*stintv1.Lease) *timestamppb.Timestamp {
+	var last *timestamppb.Timestamp
+	for _, l := range leases {
+		until := l.GetUsableUntil()
+		if l.GetState() == stintv1.LeaseState_LEASE_STATE_REVOKED && l.GetProof() != "crl" && l.GetUncheckedUntil() == nil &&
+			until.AsTime().After(last.AsTime()) {
+			last = until
+		}
+	}
+	return last
 }
 
 // ends writes how many leases ended by which kind of proof.
