@@ -44,3 +44,15 @@ func TestWorst(t *testing.T) {
 		}
 	}
 }
+
+// TestNoEndIsStored: what has no end is written to the ledger as JSON, wherever the broker runs.
+func TestNoEndIsStored(t *testing.T) {
+	t.Parallel()
+	until := handle{Until: plugins.NoEnd().Unix()}.until()
+	if text, err := until.MarshalJSON(); err != nil || string(text) != `"9999-12-31T23:59:59Z"` {
+		t.Errorf("%s, %v", text, err)
+	}
+	if until.Location() != time.UTC {
+		t.Errorf("%v is not in UTC, and would be of the year 10000 east of it", until)
+	}
+}

@@ -44,11 +44,12 @@ func decodeHandle(text plugins.Handle) (handle, error) {
 	return h, nil
 }
 
+// until is in UTC: in a zone east of it, plugins.NoEnd is of the year 10000, which no JSON has.
 func (h handle) until() time.Time {
 	if h.Until == 0 {
 		return time.Time{}
 	}
-	return time.Unix(h.Until, 0)
+	return time.Unix(h.Until, 0).UTC()
 }
 
 // maxAttempts is how many leases attempts remembers.
