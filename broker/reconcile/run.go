@@ -15,8 +15,10 @@ const (
 	// made again soon, and secondRun how long after it: by then nothing of a restored ledger seems in flight.
 	firstRun  = 10 * time.Second
 	secondRun = 70 * time.Second
-	// againAfter is how long after one that left something to do the next comparison is, twice as long after each that does.
+	// againAfter is how long after one that left something to do the next comparison is, twice as long after each that does,
+	// and at most againMax.
 	againAfter = 15 * time.Second
+	againMax   = time.Hour
 )
 
 // Run compares all backends now and then until ctx is done, and soon again where not all could be compared, or what has ended is
@@ -41,7 +43,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		if r.once(ctx) {
 			again = 0
 		} else {
-			again = max(againAfter, 2*again)
+			again = max(againAfter, min(2*again, againMax))
 		}
 	}
 }
