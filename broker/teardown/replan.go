@@ -22,14 +22,15 @@ type shift struct {
 
 // replan plans everything that is open anew, intents first, and records that the clock was set.
 func (l *Loop) replan(ctx context.Context, s shift) error {
-	for _, states := range [][]lease.State{{lease.Intent}, {lease.Active, lease.Revoking, lease.Lapsing}} {
-		err := l.replanLeases(ctx, s, states)
-		if errors.Is(err, ledger.ErrDamaged) {
-			err = l.replanLanes(ctx, s)
-		}
-		if err != nil {
-			return err
-		}
+	leases := l.replanLeases(ctx, s, []lease.State{lease.Intent})
+	if leases == nil {
+		leases = l.replanLeases(ctx, s, []lease.State{lease.Active, lease.Revoking, lease.Lapsing})
+	}
+	if errors.Is(leases, ledger.ErrDamaged) {
+		leases = l.replanLanes(ctx, s)
+	}
+	if leases != nil {
+		return leases
 	}
 	tasks := l.replanTasks(ctx, s)
 	if errors.Is(tasks, ledger.ErrDamaged) {
