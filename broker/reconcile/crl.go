@@ -96,7 +96,7 @@ func readCRL(ctx context.Context, publisher plugins.Publisher) (map[string]bool,
 	}
 	revoked := map[string]bool{}
 	for _, entry := range list.RevokedCertificateEntries {
-		revoked[fmt.Sprintf("%032X", entry.SerialNumber)] = true
+		revoked[string(plugins.SerialHandle(entry.SerialNumber))] = true
 	}
 	return revoked, nil
 }

@@ -67,16 +67,16 @@ func foundIn(der []byte) (plugins.Found, error) {
 	if err != nil {
 		return plugins.Found{}, fmt.Errorf("%w: a certificate in step-ca's database cannot be read", plugins.ErrMisconfigured)
 	}
-	text := fmt.Sprintf("%032X", cert.SerialNumber)
+	serial := plugins.SerialHandle(cert.SerialNumber)
 	return plugins.Found{
-		Handle: plugins.Handle(text), PublicRef: "serial " + text, IssuedAt: cert.NotBefore, NotAfter: cert.NotAfter,
+		Handle: serial, PublicRef: "serial " + string(serial), IssuedAt: cert.NotBefore, NotAfter: cert.NotAfter,
 	}, nil
 }
 
 // strangerNumber reads the handle of a certificate whose serial number is longer than that of any lease.
 func strangerNumber(h plugins.Handle) (*big.Int, bool) {
 	number, ok := new(big.Int).SetString(string(h), 16)
-	if !ok || strings.ToUpper(string(h)) != fmt.Sprintf("%032X", number) {
+	if !ok || strings.ToUpper(string(h)) != string(plugins.SerialHandle(number)) {
 		return nil, false
 	}
 	_, ours := leaseNumbered(number)
